@@ -1,0 +1,19 @@
+"""lerobot-theia: frozen Theia features as the vision backbone of LeRobot's ACT and Diffusion Policy.
+
+    encoder/   frames -> patch tokens
+    cache/     tokens of a whole dataset, encoded once, on disk
+    data/      the dataset that serves tokens in place of frames, and the seam into lerobot-train
+    policies/  theia_act, theia_diffusion
+    demos/     simulators -> LeRobotDatasets
+    scripts/   commands
+
+Data goes through the rooms in this order, and none imports from one further down. Importing this package
+registers the two policy types with LeRobot and nothing else.
+"""
+
+from lerobot_theia.policies.theia_act.configuration_theia_act import TheiaACTConfig
+from lerobot_theia.policies.theia_diffusion.configuration_theia_diffusion import TheiaDiffusionConfig
+
+__version__ = "0.1.0"
+
+__all__ = ["TheiaACTConfig", "TheiaDiffusionConfig", "__version__"]

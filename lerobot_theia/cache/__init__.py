@@ -1,0 +1,19 @@
+"""Feature caches: patch tokens of every camera frame of a dataset, encoded once and kept on disk.
+
+identity.py    what a cache was made from: the fields that name it
+source.py      the dataset side of that identity: frames, files and their hashes
+frames.py      frames of one camera, decoded in order
+storage.py     token dtypes: float32, float16, bfloat16, int8 with a scale per token
+pooling.py     14x14 patch grids pooled to smaller ones
+shard.py       one safetensors file of consecutive frames
+manifest.py    the JSON file that makes a folder of shards a cache
+reader.py      FeatureCache: open, gather
+precompute.py  dataset -> cache
+catalog.py     which cache under a root serves a dataset, and if none, why not
+files.py       write, sync, rename
+"""
+
+from lerobot_theia.cache.errors import CacheDamagedError, CacheError, CacheMismatchError, FrameError
+from lerobot_theia.cache.reader import FeatureCache
+
+__all__ = ["CacheDamagedError", "CacheError", "CacheMismatchError", "FeatureCache", "FrameError"]

@@ -1,0 +1,125 @@
+"""Which cache under a root serves a request, and if none does, which field stands in the way."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+
+from lerobot_theia.cache.errors import CacheDamagedError, CacheError, CacheMismatchError
+from lerobot_theia.cache.identity import differences
+from lerobot_theia.cache.manifest import MANIFEST_NAME, Manifest, read_manifest
+from lerobot_theia.cache.precompute import make_identity
+from lerobot_theia.cache.reader import FeatureCache
+from lerobot_theia.cache.source import FileHashes, describe_source
+from lerobot_theia.cache.storage import DTYPES
+from lerobot_theia.encoder import EncoderSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheRequest:
+    """What a policy needs of a cache."""
+
+    meta: LeRobotDatasetMetadata
+    cameras: tuple[str, ...]
+    encoder: EncoderSpec
+    encoder_name: str
+    """As the user typed it, for the command that makes the cache."""
+    pool: int = 1
+    dtype: str | None = None
+    """None takes any; of several, the most precise."""
+
+    @property
+    def command(self) -> str:
+        """The command that makes the cache asked for."""
+        meta = self.meta
+        words = [
+            "lerobot-theia-precompute",
+            f"+dataset.repo_id={meta.repo_id}",
+            f"dataset.root={meta.root}",
+            f"encoder.name={self.encoder_name}",
+        ]
+        if set(self.cameras) != set(meta.camera_keys):
+            words.append(f"'cameras=[{','.join(self.cameras)}]'")
+        if self.pool > 1:
+            words.append(f"pool={self.pool}")
+        if self.dtype:
+            words.append(f"dtype={self.dtype}")
+        return " ".join(words)
+
+
+def cache_folders(root: Path) -> Iterator[Path]:
+    """Folders under `root` (or `root` itself) that hold a manifest, finished or damaged."""
+    for pattern in ("", "*/", "*/*/"):
+        for manifest in sorted(root.glob(pattern + MANIFEST_NAME)):
+            yield manifest.parent
+
+
+def find_cache(root: Path, request: CacheRequest) -> FeatureCache:
+    """The cache under `root` that fits; `root` may also be a cache itself.
+
+    Raises CacheMismatchError when none does, naming the fields in which the nearest one differs and manifests
+    that cannot be read, and CacheDamagedError when one does but its shards are damaged.
+    """
+    hashes = FileHashes(root)
+    nearest: tuple[list, Path] | None = None
+    fitting: list[tuple[int, Path]] = []
+    damaged: list[str] = []
+    for folder in cache_folders(root):
+        try:
+            manifest = read_manifest(folder)
+        except CacheDamagedError as error:
+            damaged.append(str(error))
+            continue
+        except CacheError as error:
+            logger.warning("passing over %s: %s", folder, error)
+            continue
+        found = mismatches(manifest, request, hashes)
+        if not found:
+            fitting.append((DTYPES.index(manifest.identity.tokens.dtype), folder))
+        elif nearest is None or rank(found) < rank(nearest[0]):
+            nearest = (found, folder)
+    hashes.save()
+    if fitting:
+        return FeatureCache.open(min(fitting)[1])
+    raise CacheMismatchError(explain(root, request, nearest, damaged))
+
+
+def mismatches(manifest: Manifest, request: CacheRequest, hashes: FileHashes) -> list[tuple]:
+    """Fields in which a cache differs from what is asked, as (field, wanted, found)."""
+    found = manifest.identity
+    if request.meta.repo_id != found.dataset.repo_id:
+        # Do not hash this dataset's files to compare them with those of another.
+        return [("dataset.repo_id", request.meta.repo_id, found.dataset.repo_id)]
+    dtype = request.dtype or found.tokens.dtype
+    if not set(request.cameras) <= set(found.dataset.cameras):
+        return [("dataset.cameras", sorted(request.cameras), sorted(found.dataset.cameras))]
+    # A cache of more cameras than are asked for serves those that are.
+    cameras = [camera for camera in found.dataset.cameras if camera in request.cameras]
+    source = describe_source(request.meta, cameras, hashes, known_files=manifest.files)
+    wanted = make_identity(source, request.encoder, dtype=dtype, pool=request.pool).to_json()
+    offered = found.to_json()
+    offered["dataset"]["cameras"] = {camera: offered["dataset"]["cameras"][camera] for camera in cameras}
+    return differences(wanted, offered)
+
+
+def rank(found: list[tuple]) -> tuple[bool, bool, int]:
+    """Caches of the same dataset come first, then those with the cameras, then those with fewer differences."""
+    fields = [field for field, *_ in found]
+    return "dataset.repo_id" in fields, "dataset.cameras" in fields, len(found)
+
+
+def explain(root: Path, request: CacheRequest, nearest: tuple[list, Path] | None, damaged: list[str]) -> str:
+    head = (
+        f"no feature cache under {root} fits dataset {request.meta.repo_id!r}, cameras {list(request.cameras)}, "
+        f"encoder {request.encoder_name!r}"
+    )
+    lines = [head]
+    if nearest and nearest[0][0][0] != "dataset.repo_id":
+        lines.append(f"the nearest, {nearest[1]}, differs in")
+        lines += [f"  {field}: wanted {wanted!r}, it has {has!r}" for field, wanted, has in nearest[0]]
+    lines += [f"passed over: {problem}" for problem in damaged]
+    return "\n".join([*lines, "Make it with", f"  {request.command}"])

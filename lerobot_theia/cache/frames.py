@@ -1,0 +1,112 @@
+"""Frames of one camera, decoded in order by LeRobot's own decoders, so that they are the dataset's frames."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.datasets.video_utils import decode_video_frames
+from torch import Tensor
+
+from lerobot_theia.cache.errors import FrameError
+from lerobot_theia.cache.source import frame_table, image_shape
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive dataset frames that lie in one file."""
+
+    start: int
+    stop: int
+    episode: int
+    file: str
+    offset_s: float
+    """Where the episode starts in its video file, in seconds."""
+
+
+class CameraFrames:
+    """Reads ranges of one camera's frames.
+
+    `read(start, stop)` returns (stop - start, 3, H, W) uint8 for absolute frame indices; ranges read in
+    ascending order decode each video file once, front to back.
+    """
+
+    def __init__(self, dataset: LeRobotDataset, camera: str) -> None:
+        meta = dataset.meta
+        self.camera = camera
+        self.root = meta.root
+        self.is_video = camera in meta.video_keys
+        self.height, self.width, _ = image_shape(meta, camera)
+        self._table = frame_table(meta, camera, "video" if self.is_video else "image")
+        self._starts = np.array([row["from"] for row in self._table])
+        # Under an episode filter the loaded rows are not the absolute frame indices.
+        self._rows = dataset.absolute_to_relative_idx
+        self._tolerance_s = dataset.tolerance_s
+        self._backend = dataset._video_backend
+        if self.is_video:
+            # Timestamps, not frame counts, are what LeRobot asks a video for.
+            self._timestamps = dataset.hf_dataset.data.column("timestamp").to_numpy()
+        else:
+            self._images = dataset.hf_dataset.select_columns([camera])
+
+    def spans(self, start: int, stop: int) -> Iterator[Span]:
+        """Cut start..stop where episodes end."""
+        episode = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while start < stop:
+            row = self._table[episode]
+            end = min(stop, row["to"])
+            yield Span(start, end, episode, row["file"], row["at"])
+            start, episode = end, episode + 1
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Frames start..stop as (n, 3, H, W) uint8. Raises FrameError naming the frame that fails."""
+        return torch.cat([self._read_span(span) for span in self.spans(start, stop)])
+
+    def _read_span(self, span: Span) -> Tensor:
+        try:
+            frames = self._decode(span)
+        except Exception as error:
+            bad, reason = self._first_failure(span, error)
+            raise FrameError(
+                f"{self._where(bad, span)} does not decode from {self.root / span.file}: {reason}. Mend or "
+                "re-download that file; finished shards are kept and the same command resumes."
+            ) from error
+        if frames.dtype != torch.uint8 or tuple(frames.shape[1:]) != (3, self.height, self.width):
+            raise FrameError(
+                f"{self._where(span.start, span)} decodes to {frames.dtype} {tuple(frames.shape[1:])}, but "
+                f"meta/info.json declares uint8 (3, {self.height}, {self.width})"
+            )
+        return frames
+
+    def _decode(self, span: Span) -> Tensor:
+        row = span.start if self._rows is None else self._rows[span.start]
+        rows = slice(row, row + span.stop - span.start)
+        if self.is_video:
+            timestamps = [span.offset_s + float(at) for at in self._timestamps[rows]]
+            return decode_video_frames(
+                self.root / span.file, timestamps, self._tolerance_s, self._backend, return_uint8=True
+            )
+        images = torch.stack(self._images[rows][self.camera])
+        # LeRobot hands out stored images as float32 in [0, 1]; the bytes behind them are exact.
+        return (images * 255).round().to(torch.uint8)
+
+    def _first_failure(self, span: Span, error: Exception) -> tuple[int, Exception]:
+        """Narrow a failed span down to its first bad frame."""
+        for frame in range(span.start, span.stop):
+            try:
+                self._decode(Span(frame, frame + 1, span.episode, span.file, span.offset_s))
+            except Exception as narrow:
+                return frame, narrow
+        return span.start, error
+
+    def _where(self, frame: int, span: Span) -> str:
+        return describe_frame(self.camera, span.episode, frame - int(self._starts[span.episode]), frame)
+
+    def where(self, frame: int) -> str:
+        """`camera ..., episode ..., frame ...` for messages."""
+        return self._where(frame, next(self.spans(frame, frame + 1)))
+
+
+def describe_frame(camera: str, episode: int, frame_in_episode: int, frame: int) -> str:
+    return f"camera {camera!r}, episode {episode}, frame {frame_in_episode} (index {frame})"

@@ -1,0 +1,119 @@
+"""What a cache was made from. Two caches are the same if and only if every field here is the same."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+Json = dict[str, Any]
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling per value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraIdentity:
+    """One camera of the dataset, as read."""
+
+    kind: str
+    """`video` or `image` (frames inside the parquet files)."""
+    height: int
+    width: int
+    frames: str
+    """SHA-256 of the table that says which frame of which file each dataset frame is."""
+    content: str
+    """SHA-256 over the path, size and SHA-256 of each file that holds frames of this camera."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetIdentity:
+    """The dataset a cache belongs to."""
+
+    repo_id: str
+    revision: str
+    num_episodes: int
+    num_frames: int
+    cameras: dict[str, CameraIdentity]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderIdentity:
+    """The network, by its weights rather than by its name: a renamed folder is the same encoder."""
+
+    weights_sha256: str
+    hidden_size: int
+    num_layers: int
+    patch_size: int
+    image_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenIdentity:
+    """Which outputs of the network are kept, and how."""
+
+    layer: str = "last"
+    """`last`: after the final layer norm. Middle layers are reserved for half-frozen training."""
+    select: str = "patches"
+    grid: int = 14
+    """Side of the stored square token grid, after pooling."""
+    pool: int = 1
+    """Side of the average-pooling window over the patch grid; 1 keeps every patch."""
+    dtype: str = "float16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheIdentity:
+    dataset: DatasetIdentity
+    encoder: EncoderIdentity
+    preprocessing: Json
+    tokens: TokenIdentity
+    views: int = 1
+    """Augmentation views per frame; view 0 is the plain frame."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the canonical JSON of all fields."""
+        return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()
+
+    def to_json(self) -> Json:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Json) -> "CacheIdentity":
+        """Raises TypeError, KeyError or ValueError when a field is missing, unknown or of another type."""
+        dataset = dict(value["dataset"])
+        cameras = {name: checked(CameraIdentity, camera) for name, camera in dataset["cameras"].items()}
+        fields = dict(value)
+        fields["dataset"] = checked(DatasetIdentity, dataset | {"cameras": cameras})
+        fields["encoder"] = checked(EncoderIdentity, fields["encoder"])
+        fields["tokens"] = checked(TokenIdentity, fields["tokens"])
+        return checked(cls, fields)
+
+
+def checked[T](kind: type[T], fields: Json) -> T:
+    """Build dataclass `kind`, refusing values of another type than declared (JSON knows no schema)."""
+    if not isinstance(fields, dict):
+        raise TypeError(f"{kind.__name__} wants an object, got {type(fields).__name__}")
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name in fields and field.type in (int, str, bool):
+            value = fields[field.name]
+            if type(value) is not field.type:
+                raise TypeError(
+                    f"{kind.__name__}.{field.name} wants {field.type.__name__}, got {value!r:.80}"
+                )
+    return kind(**fields)
+
+
+def differences(wanted: Any, found: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """Leaves at which two JSON values differ, as (dotted field, wanted, found)."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        keys = sorted(wanted.keys() | found.keys())
+        return [
+            difference
+            for key in keys
+            for difference in differences(wanted.get(key), found.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if wanted == found else [(name, wanted, found)]

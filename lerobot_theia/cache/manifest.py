@@ -1,0 +1,207 @@
+"""The manifest: one JSON file, written last, that makes a folder of shards a cache."""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lerobot_theia.cache.errors import CacheDamagedError, CacheError
+from lerobot_theia.cache.files import publish
+from lerobot_theia.cache.identity import CacheIdentity, Json, canonical_json
+from lerobot_theia.cache.shard import ShardKey, ShardLayout, unique_keys
+from lerobot_theia.cache.source import SourceFile
+
+MANIFEST_NAME = "manifest.json"
+FORMAT = "lerobot-theia-cache"
+FORMAT_VERSION = 1
+MAX_MANIFEST_BYTES = 64 * 2**20
+CAMERA_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""Camera names are folder names inside a cache."""
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """Per channel, over all stored tokens of a camera."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    identity: CacheIdentity
+    shard_frames: int
+    """Frames per shard; the last shard of a camera holds the rest."""
+    shards: dict[str, tuple[ShardRecord, ...]]
+    statistics: dict[str, TokenStatistics]
+    files: dict[str, tuple[SourceFile, ...]]
+    """Dataset files each camera was read from."""
+    encoder_name: str
+    encoder_note: str
+    """What the encoder is, in words: untrained, its licence."""
+    made_with: Json
+    """Versions, device and precision of the run; no part of the identity."""
+
+    @property
+    def cameras(self) -> list[str]:
+        return list(self.identity.dataset.cameras)
+
+    @property
+    def num_frames(self) -> int:
+        return self.identity.dataset.num_frames
+
+    @property
+    def layout(self) -> ShardLayout:
+        return shard_layout(self.identity)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(record.size for records in self.shards.values() for record in records)
+
+    def shard_key(self, camera: str, shard: int) -> ShardKey:
+        return shard_key(self.identity, self.shard_frames, camera, shard)
+
+
+def shard_layout(identity: CacheIdentity) -> ShardLayout:
+    tokens = identity.tokens
+    return ShardLayout(num_tokens=tokens.grid**2, dim=identity.encoder.hidden_size, dtype=tokens.dtype)
+
+
+def shard_key(identity: CacheIdentity, shard_frames: int, camera: str, shard: int) -> ShardKey:
+    start = shard * shard_frames
+    return ShardKey(
+        fingerprint=identity.fingerprint,
+        camera=camera,
+        shard=shard,
+        start=start,
+        frames=min(shard_frames, identity.dataset.num_frames - start),
+    )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    body = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "fingerprint": manifest.identity.fingerprint,
+        "identity": manifest.identity.to_json(),
+        "shard_frames": manifest.shard_frames,
+        "shards": {
+            camera: [[record.size, record.sha256] for record in records]
+            for camera, records in manifest.shards.items()
+        },
+        "statistics": {camera: asdict(statistics) for camera, statistics in manifest.statistics.items()},
+        "files": {
+            camera: [[file.path, file.size, file.sha256] for file in files]
+            for camera, files in manifest.files.items()
+        },
+        "encoder": {"name": manifest.encoder_name, "note": manifest.encoder_note},
+        "made_with": manifest.made_with,
+    }
+    body["checksum"] = checksum(body)
+    publish(folder / MANIFEST_NAME, [(json.dumps(body, indent=1, allow_nan=False) + "\n").encode()])
+
+
+def checksum(body: Json) -> str:
+    return hashlib.sha256(canonical_json(body).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises CacheDamagedError when the manifest is absent, altered or not one; CacheError for a newer format."""
+    path = folder / MANIFEST_NAME
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ValueError(f"{path.stat().st_size} bytes; the limit is {MAX_MANIFEST_BYTES}")
+        body = json.loads(path.read_bytes(), object_pairs_hook=unique_keys, parse_constant=refuse_constant)
+        if not isinstance(body, dict) or body.get("format") != FORMAT:
+            raise ValueError(f"it does not say {FORMAT!r}")
+    except FileNotFoundError:
+        raise CacheDamagedError(
+            f"{folder} holds no {MANIFEST_NAME}: it is no cache, or one that is not finished. "
+            "Run `lerobot-theia-precompute` with the settings it was begun with to finish it."
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CacheDamagedError(f"{path} is not a readable manifest: {error}") from error
+    if body.get("format_version") != FORMAT_VERSION:
+        raise CacheError(
+            f"{path} has format_version {body.get('format_version')!r}; this plugin reads {FORMAT_VERSION}. "
+            "Upgrade lerobot_policy_theia, or precompute again."
+        )
+    try:
+        found = body.pop("checksum")
+        if found != checksum(body):
+            raise ValueError(f"its checksum is {checksum(body)}, it says {found}")
+        return parse(body)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CacheDamagedError(f"{path} was altered: {error!r:.300}") from error
+
+
+def refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} in JSON")
+
+
+def parse(body: Json) -> Manifest:
+    """Raises KeyError, TypeError or ValueError for whatever does not hold together."""
+    identity = CacheIdentity.from_json(body["identity"])
+    if identity.fingerprint != body["fingerprint"]:
+        raise ValueError(
+            f"fingerprint {body['fingerprint']} is not that of its identity, {identity.fingerprint}"
+        )
+    manifest = Manifest(
+        identity=identity,
+        shard_frames=positive(body["shard_frames"], "shard_frames"),
+        shards={
+            str(camera): tuple(ShardRecord(positive(size, "shard size"), str(sha)) for size, sha in records)
+            for camera, records in body["shards"].items()
+        },
+        statistics={
+            str(camera): TokenStatistics(
+                tuple(float(value) for value in statistics["mean"]),
+                tuple(float(value) for value in statistics["std"]),
+            )
+            for camera, statistics in body["statistics"].items()
+        },
+        files={
+            str(camera): tuple(SourceFile(str(path), int(size), str(sha)) for path, size, sha in files)
+            for camera, files in body["files"].items()
+        },
+        encoder_name=str(body["encoder"]["name"]),
+        encoder_note=str(body["encoder"]["note"]),
+        made_with=dict(body["made_with"]),
+    )
+    check(manifest)
+    return manifest
+
+
+def check(manifest: Manifest) -> None:
+    cameras = manifest.identity.dataset.cameras.keys()
+    for part in (manifest.shards, manifest.statistics, manifest.files):
+        if part.keys() != cameras:
+            raise ValueError(f"cameras {sorted(part)} and {sorted(cameras)} differ")
+    for camera in cameras:
+        if not CAMERA_NAME.fullmatch(camera):
+            raise ValueError(f"camera {camera!r} cannot be a folder name")
+        if len(manifest.shards[camera]) != num_shards(manifest.num_frames, manifest.shard_frames):
+            raise ValueError(
+                f"{len(manifest.shards[camera])} shards for {manifest.num_frames} frames of {camera!r}"
+            )
+        dim = manifest.layout.dim
+        statistics = manifest.statistics[camera]
+        if not len(statistics.mean) == len(statistics.std) == dim:
+            raise ValueError(f"statistics of {camera!r} are not {dim} channels")
+
+
+def num_shards(num_frames: int, shard_frames: int) -> int:
+    return -(-num_frames // shard_frames)
+
+
+def positive(value: object, name: str) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name} is {value!r}, not a positive integer")
+    return value

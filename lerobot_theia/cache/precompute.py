@@ -1,0 +1,486 @@
+"""Dataset -> cache: decode each camera in order, encode in batches, write shards, and the manifest last.
+
+    decode (a thread, a few batches ahead) -> preprocess, encode, pool, quantise -> write (a thread)
+
+A shard is the unit of work: its batches never reach into the next one, so a shard made after an interruption
+has the bytes it would have had without.
+"""
+
+import contextlib
+import datetime
+import importlib.metadata
+import logging
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from torch import Tensor
+
+from lerobot_theia.cache.errors import CacheDamagedError, CacheError, FrameError
+from lerobot_theia.cache.files import remove_temporaries
+from lerobot_theia.cache.frames import CameraFrames
+from lerobot_theia.cache.identity import CacheIdentity, EncoderIdentity, TokenIdentity
+from lerobot_theia.cache.manifest import (
+    CAMERA_NAME,
+    MANIFEST_NAME,
+    Manifest,
+    ShardRecord,
+    TokenStatistics,
+    num_shards,
+    read_manifest,
+    shard_key,
+    shard_layout,
+    write_manifest,
+)
+from lerobot_theia.cache.pooling import pool_tokens, pooled_grid
+from lerobot_theia.cache.prefetch import prefetch
+from lerobot_theia.cache.root import resolve_cache_root
+from lerobot_theia.cache.shard import Shard, sha256_of_file, shard_path, write_shard
+from lerobot_theia.cache.source import DatasetSource, FileHashes, describe_source, select_cameras
+from lerobot_theia.cache.storage import (
+    FLOAT_DTYPES,
+    StoredTokens,
+    bytes_per_frame,
+    encode_tokens,
+    torch_dtype,
+)
+from lerobot_theia.encoder import PREPROCESSING, EncoderSpec, TheiaEncoder
+from lerobot_theia.encoder.preprocess import preprocess
+
+logger = logging.getLogger(__name__)
+
+BATCHES_AHEAD = 3
+WRITES_AHEAD = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeSettings:
+    """What to encode, with what, and where to keep it."""
+
+    repo_id: str
+    """Dataset, as for `--dataset.repo_id`."""
+    root: str | None = None
+    """Its folder, as for `--dataset.root`; None looks in LeRobot's home and on the Hub."""
+    revision: str | None = None
+    video_backend: str | None = None
+    """`torchcodec` or `pyav`; None is LeRobot's choice. It must be that of training, or frames differ by a bit."""
+    cameras: tuple[str, ...] | None = None
+    """Cameras to encode; None is all."""
+    encoder: str = "theia-tiny-cdiv"
+    encoder_revision: str | None = None
+    cache_root: str | None = None
+    dtype: str = "float16"
+    """Storage: float16, bfloat16, float32, int8."""
+    pool: int = 1
+    """Side of the average-pooling window over the 14x14 grid: 1, 2, 7 or 14."""
+    device: str | None = None
+    """None takes an accelerator if there is one."""
+    compute_dtype: str = "float32"
+    """Precision of the encoder. float32 agrees with rollouts to rounding; halves are faster on a GPU."""
+    batch_size: int = 64
+    shard_mib: int = 64
+    """Approximate size of a shard. Not part of a cache's identity, but of its folder's layout."""
+    verify: bool = True
+    """Read finished shards in full before trusting them; False only looks at their headers."""
+
+    def __post_init__(self) -> None:
+        torch_dtype(self.dtype)
+        for name in ("batch_size", "shard_mib", "pool"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.compute_dtype not in FLOAT_DTYPES:
+            raise ValueError(f"compute_dtype={self.compute_dtype!r}; choose one of {', '.join(FLOAT_DTYPES)}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, known before it starts."""
+
+    settings: PrecomputeSettings
+    identity: CacheIdentity
+    source: DatasetSource
+    path: Path
+    shard_frames: int
+    bytes_per_frame: int
+
+    @property
+    def cameras(self) -> list[str]:
+        return list(self.identity.dataset.cameras)
+
+    @property
+    def num_frames(self) -> int:
+        """Over all cameras."""
+        return self.identity.dataset.num_frames * len(self.cameras)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_frames * self.bytes_per_frame
+
+    def describe(self) -> str:
+        tokens = self.identity.tokens
+        return (
+            f"{self.identity.dataset.num_frames:,} frames x {len(self.cameras)} camera(s) {self.cameras}, "
+            f"{tokens.grid}x{tokens.grid} tokens x {self.identity.encoder.hidden_size} channels in {tokens.dtype}: "
+            f"{self.bytes_per_frame:,} bytes a frame, {format_bytes(self.num_bytes)} in all, at {self.path}"
+        )
+
+
+@dataclass
+class Report:
+    """What a run did."""
+
+    path: Path
+    frames_encoded: int = 0
+    frames_kept: int = 0
+    seconds: float = 0.0
+    problems: list[str] = field(default_factory=list)
+    """Damage that was found and mended."""
+
+    @property
+    def up_to_date(self) -> bool:
+        return self.frames_encoded == 0
+
+    @property
+    def frames_per_s(self) -> float:
+        return self.frames_encoded / self.seconds if self.seconds else 0.0
+
+
+def format_bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            return f"{size:.4g} {unit}"
+        size /= 1000
+    raise AssertionError
+
+
+def make_plan(settings: PrecomputeSettings, meta: LeRobotDatasetMetadata, encoder: EncoderSpec) -> Plan:
+    """Everything that can be wrong with the request is wrong here, before any work."""
+    cache_root = resolve_cache_root(settings.cache_root)
+    cameras = select_cameras(meta, settings.cameras)
+    if bad := [camera for camera in cameras if not CAMERA_NAME.fullmatch(camera)]:
+        raise CacheError(f"cameras {bad} cannot be folder names; rename them in the dataset")
+    hashes = FileHashes(cache_root)
+    source = describe_source(meta, cameras, hashes)
+    hashes.save()
+    identity = make_identity(source, encoder, dtype=settings.dtype, pool=settings.pool)
+    size = bytes_per_frame(identity.tokens.grid**2, encoder.hidden_size, settings.dtype)
+    return Plan(
+        settings=settings,
+        identity=identity,
+        source=source,
+        path=cache_root / cache_name(identity, encoder.name),
+        shard_frames=max(1, settings.shard_mib * 2**20 // size),
+        bytes_per_frame=size,
+    )
+
+
+def make_identity(source: DatasetSource, encoder: EncoderSpec, *, dtype: str, pool: int) -> CacheIdentity:
+    return CacheIdentity(
+        dataset=source.identity,
+        encoder=EncoderIdentity(
+            weights_sha256=encoder.weights_sha256,
+            hidden_size=encoder.hidden_size,
+            num_layers=encoder.num_layers,
+            patch_size=encoder.patch_size,
+            image_size=encoder.image_size,
+        ),
+        preprocessing=dict(PREPROCESSING),
+        tokens=TokenIdentity(grid=pooled_grid(encoder.grid, pool), pool=pool, dtype=dtype),
+    )
+
+
+def cache_name(identity: CacheIdentity, encoder_name: str) -> str:
+    """`<dataset>/<encoder>-<dtype>[-pool2]-<fingerprint>`: for eyes; what counts is the manifest."""
+    dataset = re.sub(r"[^A-Za-z0-9_.-]+", "--", identity.dataset.repo_id).strip(".") or "dataset"
+    encoder = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(encoder_name).name).strip(".") or "encoder"
+    pool = f"-pool{identity.tokens.pool}" if identity.tokens.pool > 1 else ""
+    return f"{dataset}/{encoder}-{identity.tokens.dtype}{pool}-{identity.fingerprint[:12]}"
+
+
+def precompute(
+    settings: PrecomputeSettings,
+    *,
+    say: Callable[[str], None] = logger.info,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
+    progress: Callable[[int, int], None] = lambda done, new: None,
+) -> Report:
+    """Make the cache that `settings` describe, or finish or mend it.
+
+    `say` gets the plan in words before work starts, and the outcome; `on_plan` the plan itself;
+    `progress(done, new)` the number of frames that are complete and, of those, newly encoded since the last call.
+    """
+    meta = open_metadata(settings)
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = TheiaEncoder.from_pretrained(
+        settings.encoder,
+        revision=settings.encoder_revision,
+        dtype=FLOAT_DTYPES[settings.compute_dtype],
+        device=device,
+        translators=False,
+    )
+    plan = make_plan(settings, meta, encoder.spec)
+    say(f"encoding {settings.repo_id} with {encoder.spec.describe()} on {device}")
+    say(plan.describe())
+    on_plan(plan)
+    with claim(plan.path):
+        return Run(plan, encoder, say, progress).finish()
+
+
+def open_metadata(settings: PrecomputeSettings) -> LeRobotDatasetMetadata:
+    if settings.root is not None and not (Path(settings.root) / "meta" / "info.json").is_file():
+        raise CacheError(
+            f"dataset.root={settings.root} holds no LeRobotDataset (meta/info.json is missing); check the path, or "
+            "leave dataset.root out to look on the Hub"
+        )
+    return LeRobotDatasetMetadata(settings.repo_id, root=settings.root, revision=settings.revision)
+
+
+@contextlib.contextmanager
+def claim(path: Path) -> Iterator[None]:
+    """One process builds a cache; others wait. The lock is the kernel's, so it ends with its process."""
+    lock_path = path.parent / ".locks" / f"{path.name}.lock"
+    try:
+        lock_path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(lock_path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.warning("another process is building %s; waiting for it", path)
+            lock.acquire()
+    except OSError as error:
+        raise CacheError(
+            f"cannot write to the cache root {path.parents[1]}: {error.strerror or error}. Choose a writable place "
+            "with `cache_root=...` or the environment variable LEROBOT_THEIA_CACHE."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class Run:
+    """One attempt at a plan, under its lock."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        encoder: TheiaEncoder,
+        say: Callable[[str], None],
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self.plan, self.encoder, self.say, self.progress = plan, encoder, say, progress
+        self.layout = shard_layout(plan.identity)
+        self.report = Report(plan.path)
+        self.records: dict[tuple[str, int], ShardRecord] = {}
+
+    def finish(self) -> Report:
+        started = datetime.datetime.now(datetime.UTC)
+        remove_temporaries(self.plan.path)
+        previous = self.previous_manifest()
+        todo = self.find_work(previous)
+        self.check_space(sum(frames for *_, frames in todo))
+        self.progress(self.report.frames_kept, 0)
+        if todo:
+            self.encode(todo)
+        if todo or previous is None:
+            write_manifest(self.plan.path, self.manifest(started))
+            self.remove_strays()
+        self.report.seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
+        self.say(self.outcome())
+        return self.report
+
+    def remove_strays(self) -> None:
+        """Shards of an interrupted run with another `shard_mib` are no part of this cache."""
+        ours = {shard_path(self.plan.path, camera, shard) for camera, shard in self.shards()}
+        for path in self.plan.path.glob("*/*.safetensors"):
+            if path not in ours:
+                path.unlink()
+
+    def outcome(self) -> str:
+        report = self.report
+        if report.up_to_date:
+            checked = "checked" if self.plan.settings.verify else "headers checked"
+            return f"nothing to do: the cache is complete ({report.frames_kept:,} frames, {checked}): {report.path}"
+        mended = f", {len(report.problems)} damaged shard(s) mended" if report.problems else ""
+        return (
+            f"{report.frames_encoded:,} frames encoded in {report.seconds:.1f} s ({report.frames_per_s:.1f} frames/s), "
+            f"{report.frames_kept:,} kept{mended}: {report.path}"
+        )
+
+    def previous_manifest(self) -> Manifest | None:
+        try:
+            manifest = read_manifest(self.plan.path)
+        except CacheDamagedError as error:
+            if (self.plan.path / MANIFEST_NAME).exists():
+                self.note(str(error))
+            return None
+        return manifest
+
+    def note(self, problem: str) -> None:
+        self.report.problems.append(problem)
+        self.say(f"mending: {problem}")
+
+    def shards(self) -> Iterator[tuple[str, int]]:
+        frames = self.plan.identity.dataset.num_frames
+        for camera in self.plan.cameras:
+            for shard in range(num_shards(frames, self.plan.shard_frames)):
+                yield camera, shard
+
+    def open_shard(self, camera: str, shard: int) -> Shard:
+        key = shard_key(self.plan.identity, self.plan.shard_frames, camera, shard)
+        return Shard(shard_path(self.plan.path, camera, shard), key, self.layout)
+
+    def find_work(self, previous: Manifest | None) -> list[tuple[str, int, int, int]]:
+        """(camera, shard, first frame, frames) of each shard that is not there, whole and right."""
+        todo = []
+        for camera, shard in self.shards():
+            key = shard_key(self.plan.identity, self.plan.shard_frames, camera, shard)
+            path = shard_path(self.plan.path, camera, shard)
+            try:
+                opened = self.open_shard(camera, shard)
+                if self.plan.settings.verify:
+                    opened.verify()
+                recorded = self.recorded(previous, camera, shard)
+                if recorded and not self.plan.settings.verify:
+                    self.records[camera, shard] = recorded
+                else:
+                    found = ShardRecord(path.stat().st_size, sha256_of_file(path))
+                    if recorded and recorded != found:
+                        raise CacheDamagedError(f"shard {path} is not the one its manifest records")
+                    self.records[camera, shard] = found
+                self.report.frames_kept += key.frames
+            except CacheDamagedError as error:
+                if path.exists() or previous is not None:
+                    self.note(str(error))
+                todo.append((camera, shard, key.start, key.frames))
+        return todo
+
+    def recorded(self, previous: Manifest | None, camera: str, shard: int) -> ShardRecord | None:
+        if previous is None or previous.shard_frames != self.plan.shard_frames:
+            return None
+        return previous.shards[camera][shard]
+
+    def check_space(self, frames: int) -> None:
+        needed = int(frames * self.plan.bytes_per_frame * 1.01)
+        folder = next(parent for parent in (self.plan.path, *self.plan.path.parents) if parent.exists())
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise CacheError(
+                f"the cache needs {format_bytes(needed)} more at {self.plan.path}, where {format_bytes(free)} are free. "
+                f"Choose another place (cache_root=...), a smaller type (dtype=int8 halves float16) or pooling "
+                f"(pool=2 quarters it)."
+            )
+
+    def encode(self, todo: list[tuple[str, int, int, int]]) -> None:
+        dataset = LeRobotDataset(
+            self.plan.settings.repo_id,
+            root=self.plan.settings.root,
+            revision=self.plan.settings.revision,
+            video_backend=self.plan.settings.video_backend,
+            return_uint8=True,
+        )
+        sources = {camera: CameraFrames(dataset, camera) for camera in {camera for camera, *_ in todo}}
+        pending: dict[Future[str], tuple[str, int]] = {}
+        with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+            parts: list[StoredTokens] = []
+            for camera, shard, start, frames, is_last in prefetch(self.batches(todo, sources), BATCHES_AHEAD):
+                parts.append(self.encode_batch(frames, sources[camera], start))
+                self.report.frames_encoded += len(frames)
+                self.progress(self.report.frames_kept + self.report.frames_encoded, len(frames))
+                if is_last:
+                    while len(pending) >= WRITES_AHEAD:
+                        self.settle(pending)
+                    pending[writer.submit(self.write, camera, shard, parts)] = (camera, shard)
+                    parts = []
+            while pending:
+                self.settle(pending)
+
+    def batches(
+        self, todo: list[tuple[str, int, int, int]], sources: dict[str, CameraFrames]
+    ) -> Iterator[tuple[str, int, int, Tensor, bool]]:
+        """(camera, shard, first frame, (b, 3, H, W) uint8, whether the shard ends here)."""
+        step = self.plan.settings.batch_size
+        for camera, shard, first, count in todo:
+            for start in range(first, first + count, step):
+                stop = min(start + step, first + count)
+                yield camera, shard, start, sources[camera].read(start, stop), stop == first + count
+
+    def encode_batch(self, frames: Tensor, source: CameraFrames, start: int) -> StoredTokens:
+        """(b, 3, H, W) uint8 -> stored tokens. Raises FrameError for a frame whose tokens are not finite."""
+        parameter = next(self.encoder.parameters())
+        pixels = preprocess(frames.to(parameter.device), self.encoder.spec.image_size, parameter.dtype)
+        tokens = pool_tokens(self.encoder.encode_preprocessed(pixels).float(), self.plan.settings.pool)
+        stored = encode_tokens(tokens, self.plan.settings.dtype)
+        finite = (stored.tokens if stored.scale is None else stored.scale).isfinite()
+        if not finite.all():
+            frame = start + int((~finite.flatten(1).all(1)).nonzero()[0])
+            kind = (
+                "NaN or infinity" if not tokens[frame - start].isfinite().all() else "values beyond float16"
+            )
+            raise FrameError(
+                f"{source.where(frame)}: its tokens hold {kind}. Check the encoder's weights"
+                + (", or choose dtype=bfloat16 or float32" if self.plan.settings.dtype == "float16" else "")
+            )
+        return StoredTokens(stored.tokens.cpu(), None if stored.scale is None else stored.scale.cpu())
+
+    def write(self, camera: str, shard: int, parts: list[StoredTokens]) -> str:
+        scales = [part.scale for part in parts if part.scale is not None]
+        stored = StoredTokens(
+            torch.cat([part.tokens for part in parts]), torch.cat(scales) if scales else None
+        )
+        key = shard_key(self.plan.identity, self.plan.shard_frames, camera, shard)
+        return write_shard(shard_path(self.plan.path, camera, shard), key, stored)
+
+    def settle(self, pending: dict[Future[str], tuple[str, int]]) -> None:
+        """Wait for the oldest write and record it."""
+        future = next(iter(pending))
+        camera, shard = pending.pop(future)
+        digest = future.result()
+        size = shard_path(self.plan.path, camera, shard).stat().st_size
+        self.records[camera, shard] = ShardRecord(size, digest)
+
+    def manifest(self, started: datetime.datetime) -> Manifest:
+        plan, spec = self.plan, self.encoder.spec
+        return Manifest(
+            identity=plan.identity,
+            shard_frames=plan.shard_frames,
+            shards={
+                camera: tuple(self.records[name, shard] for name, shard in self.shards() if name == camera)
+                for camera in plan.cameras
+            },
+            statistics={camera: self.statistics(camera) for camera in plan.cameras},
+            files=plan.source.files,
+            encoder_name=spec.name,
+            encoder_note=f"{spec.describe()}; licence: {spec.license}",
+            made_with={
+                "created": started.isoformat(timespec="seconds"),
+                "settings": asdict(plan.settings),
+                "device": str(next(self.encoder.parameters()).device),
+                "machine": platform.machine(),
+                "versions": {
+                    name: importlib.metadata.version(name)
+                    for name in ("lerobot_policy_theia", "lerobot", "torch", "torchvision", "transformers")
+                },
+            },
+        )
+
+    def statistics(self, camera: str) -> TokenStatistics:
+        """Per-channel mean and standard deviation from the shards' float64 sums, added in shard order."""
+        total, total_sq, count = 0.0, 0.0, 0
+        for name, shard in self.shards():
+            if name == camera:
+                opened = self.open_shard(camera, shard)
+                total = total + opened.tensors["sum"]
+                total_sq = total_sq + opened.tensors["sum_sq"]
+                count += opened.key.frames * self.layout.num_tokens
+        mean = torch.as_tensor(total) / count
+        variance = (torch.as_tensor(total_sq) / count - mean.square()).clamp_min(0)
+        return TokenStatistics(tuple(mean.tolist()), tuple(variance.sqrt().tolist()))

@@ -1,0 +1,135 @@
+"""Reading a cache: open it, gather rows from memory-mapped shards."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lerobot_theia.cache.errors import CacheDamagedError
+from lerobot_theia.cache.files import sha256_of_file
+from lerobot_theia.cache.manifest import Manifest, read_manifest
+from lerobot_theia.cache.shard import Shard, shard_path
+from lerobot_theia.cache.storage import StoredTokens, decode_tokens, torch_dtype
+
+
+class FeatureCache:
+    """The tokens of all cameras of a dataset.
+
+        cache = FeatureCache.open("cache/lerobot--pusht/theia-tiny-cdiv-float16-1a2b3c4d5e6f")
+        cache.gather("observation.image", [17, 18])  # (2, 196, 192) float16
+
+    Opening reads the manifest and looks at the size of each shard. A shard is mapped into memory when a row of
+    it is first asked for. Pickling an open cache pickles its path, so loader workers map the files themselves.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+        self._shards: dict[tuple[str, int], Shard] = {}
+        self._rows: dict[tuple[str, int, str], np.ndarray] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> "FeatureCache":
+        """Raises CacheDamagedError, naming the shard, when a file is missing or not of its recorded size."""
+        path = Path(path)
+        cache = cls(path, read_manifest(path))
+        cache.check_sizes()
+        return cache
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path, "manifest": self.manifest, "_shards": {}, "_rows": {}}
+
+    @property
+    def cameras(self) -> list[str]:
+        return self.manifest.cameras
+
+    def __len__(self) -> int:
+        """Frames per camera."""
+        return self.manifest.num_frames
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """(N, D) of one frame."""
+        return self.manifest.layout.num_tokens, self.manifest.layout.dim
+
+    def gather(self, camera: str, indices: "list[int] | np.ndarray | Tensor") -> Tensor:
+        """Tokens of frames (absolute indices), (B, N, D) in the cache's float dtype; int8 comes as float32."""
+        stored = self.gather_stored(camera, np.asarray(indices, dtype=np.int64))
+        return stored.tokens if stored.scale is None else decode_tokens(stored.tokens, stored.scale)
+
+    def gather_stored(self, camera: str, indices: np.ndarray) -> StoredTokens:
+        """Tokens of frames `indices` (B,) int64 as they lie in the shards, for decoding on a device."""
+        if camera not in self.manifest.shards:
+            raise KeyError(f"cache {self.path} has no camera {camera!r}; it has {self.cameras}")
+        if indices.size and not (indices.min() >= 0 and indices.max() < len(self)):
+            raise IndexError(
+                f"frames {indices.min()}..{indices.max()} asked of cache {self.path}, which holds 0..{len(self) - 1}"
+            )
+        num_tokens, dim = self.token_shape
+        dtype = self.manifest.layout.dtype
+        tokens = self._gather(camera, "tokens", indices, (num_tokens, dim), torch_dtype(dtype))
+        if dtype != "int8":
+            return StoredTokens(tokens)
+        return StoredTokens(tokens, self._gather(camera, "scale", indices, (num_tokens,), torch.float32))
+
+    def _gather(
+        self, camera: str, name: str, indices: np.ndarray, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> Tensor:
+        """One copy per row, in the order the rows lie on disk."""
+        out = torch.empty((len(indices), *shape), dtype=dtype)
+        rows = out.view(len(indices), -1).view(torch.uint8).numpy()
+        shards, offsets = np.divmod(indices, self.manifest.shard_frames)
+        for i in np.argsort(indices, kind="stable"):
+            rows[i] = self._shard_rows(camera, int(shards[i]), name)[offsets[i]]
+        return out
+
+    def _shard_rows(self, camera: str, shard: int, name: str) -> np.ndarray:
+        """A shard's tensor as (n, bytes per row): numpy knows no bfloat16, and copies bytes the fastest."""
+        rows = self._rows.get((camera, shard, name))
+        if rows is None:
+            tensor = self.shard(camera, shard).tensors[name]
+            rows = tensor.view(tensor.shape[0], -1).view(torch.uint8).numpy()
+            self._rows[camera, shard, name] = rows
+        return rows
+
+    def shard(self, camera: str, shard: int) -> Shard:
+        opened = self._shards.get((camera, shard))
+        if opened is None:
+            path = shard_path(self.path, camera, shard)
+            opened = Shard(path, self.manifest.shard_key(camera, shard), self.manifest.layout)
+            self._shards[camera, shard] = opened
+        return opened
+
+    def check_sizes(self) -> None:
+        for camera, records in self.manifest.shards.items():
+            for shard, record in enumerate(records):
+                path = shard_path(self.path, camera, shard)
+                try:
+                    size = path.stat().st_size
+                except OSError as error:
+                    raise CacheDamagedError(f"shard {path} is missing ({error.strerror}). {MEND}") from None
+                if size != record.size:
+                    raise CacheDamagedError(
+                        f"shard {path} has {size} bytes, its manifest says {record.size}. {MEND}"
+                    )
+
+    def verify(self, progress: Callable[[int], None] = lambda _: None) -> list[str]:
+        """Read every byte; returns what is wrong, one line per damaged shard. `progress` gets bytes read."""
+        problems = []
+        for camera, records in self.manifest.shards.items():
+            for shard, record in enumerate(records):
+                path = shard_path(self.path, camera, shard)
+                try:
+                    Shard(path, self.manifest.shard_key(camera, shard), self.manifest.layout)
+                    if (found := sha256_of_file(path)) != record.sha256:
+                        raise CacheDamagedError(
+                            f"shard {path} was altered: its SHA-256 is {found}, not {record.sha256}"
+                        )
+                except (CacheDamagedError, OSError) as error:
+                    problems.append(str(error))
+                progress(record.size)
+        return problems
+
+
+MEND = "Run `lerobot-theia-precompute` with the settings of this cache again: it mends just what is damaged."

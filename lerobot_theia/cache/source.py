@@ -1,0 +1,204 @@
+"""The dataset side of a cache's identity: which cameras, which frames of which files, and what they contain."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+
+from lerobot_theia.cache.errors import CacheError
+from lerobot_theia.cache.files import TEMPORARY_PREFIX, sha256_of_file
+from lerobot_theia.cache.identity import CameraIdentity, DatasetIdentity, canonical_json
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that holds frames of a camera, relative to the dataset's root."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    identity: DatasetIdentity
+    files: dict[str, tuple[SourceFile, ...]]
+    """Per camera, the files its frames are read from; their digest is `CameraIdentity.content`."""
+
+
+class FileHashes:
+    """SHA-256 of dataset files, remembered in the cache root by path, size and modification time.
+
+    Hashing a dataset once costs about a second per gigabyte; asking again costs one `stat` per file.
+    """
+
+    def __init__(self, cache_root: Path) -> None:
+        self._path = cache_root / ".hashes.json"
+        self._known: dict[str, list] = {}
+        self._changed = False
+        with contextlib.suppress(OSError, ValueError):
+            known = json.loads(self._path.read_text())
+            self._known = known if isinstance(known, dict) else {}
+
+    def __call__(self, path: Path) -> SourceFile:
+        """`SourceFile.path` is absolute here; callers make it relative."""
+        path = path.resolve()
+        status = path.stat()
+        entry = self._known.get(str(path))
+        if not (isinstance(entry, list) and entry[:2] == [status.st_size, status.st_mtime_ns]):
+            entry = [status.st_size, status.st_mtime_ns, sha256_of_file(path)]
+            self._known[str(path)] = entry
+            self._changed = True
+        return SourceFile(str(path), status.st_size, entry[2])
+
+    def save(self) -> None:
+        """Best effort: a read-only or vanished root only means hashing again next time."""
+        if not self._changed:
+            return
+        temporary = self._path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-hashes")
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(self._known))
+            temporary.replace(self._path)
+
+
+def select_cameras(meta: LeRobotDatasetMetadata, cameras: Iterable[str] | None = None) -> list[str]:
+    """The RGB cameras to encode, in the dataset's order; all of them unless `cameras` names some.
+
+    Raises CacheError for a dataset without cameras, an unknown name, and grayscale or depth cameras.
+    """
+    if not meta.camera_keys:
+        raise CacheError(
+            f"dataset {meta.repo_id!r} has no camera: none of its features {sorted(meta.features)} is an image "
+            "or a video. Theia policies need at least one; train LeRobot's own policies on state instead."
+        )
+    wanted = list(cameras) if cameras else list(meta.camera_keys)
+    if unknown := [name for name in wanted if name not in meta.camera_keys]:
+        raise CacheError(f"dataset {meta.repo_id!r} has no camera {unknown}; it has {list(meta.camera_keys)}")
+    for name in wanted:
+        height, width, channels = image_shape(meta, name)
+        if channels != 3 or name in meta.depth_keys:
+            kind = "a depth map" if name in meta.depth_keys else f"an image of {channels} channel(s)"
+            colour = [other for other in meta.camera_keys if other != name and other not in meta.depth_keys]
+            raise CacheError(
+                f"feature {name!r} is {kind} ({height}x{width}x{channels}); Theia encodes RGB. Leave it out by "
+                f"naming the others: `cameras={colour}` when precomputing, `--policy.input_features` when training."
+            )
+    return [name for name in meta.camera_keys if name in set(wanted)]
+
+
+def image_shape(meta: LeRobotDatasetMetadata, camera: str) -> tuple[int, int, int]:
+    """(height, width, channels) of a camera, whichever way round the dataset names them."""
+    feature = meta.features[camera]
+    shape = tuple(int(side) for side in feature["shape"])
+    names = feature.get("names") or ["height", "width", "channels"]
+    if len(shape) != 3:
+        raise CacheError(f"feature {camera!r} has shape {shape}; an image has height, width and channels")
+    if str(names[0]).startswith("channel"):
+        return shape[1], shape[2], shape[0]
+    return shape
+
+
+def describe_source(
+    meta: LeRobotDatasetMetadata,
+    cameras: list[str],
+    hashes: FileHashes,
+    known_files: dict[str, tuple[SourceFile, ...]] | None = None,
+) -> DatasetSource:
+    """Read off the identity of `cameras` in a dataset.
+
+    A file that is not on this machine (a partial download, a dataset kept without its videos) is taken as
+    recorded in `known_files`, the files of the cache it is compared to; without a record that is an error.
+    """
+    check_frame_index(meta)
+    identities, files = {}, {}
+    for camera in cameras:
+        kind = "video" if camera in meta.video_keys else "image"
+        table = frame_table(meta, camera, kind)
+        recorded = {file.path: file for file in (known_files or {}).get(camera, ())}
+        camera_files = []
+        for path in dict.fromkeys(row["file"] for row in table):
+            full_path = meta.root / path
+            if full_path.is_file():
+                file = hashes(full_path)
+                camera_files.append(SourceFile(path, file.size, file.sha256))
+            elif path in recorded:
+                camera_files.append(recorded[path])
+            else:
+                raise CacheError(
+                    f"camera {camera!r} of dataset {meta.repo_id!r} needs {full_path}, which is missing"
+                )
+        height, width, _ = image_shape(meta, camera)
+        identities[camera] = CameraIdentity(
+            kind=kind,
+            height=height,
+            width=width,
+            frames=sha256_of_json(table),
+            content=content_digest(camera_files),
+        )
+        files[camera] = tuple(camera_files)
+    identity = DatasetIdentity(
+        repo_id=meta.repo_id,
+        revision=str(meta.revision),
+        num_episodes=meta.total_episodes,
+        num_frames=meta.total_frames,
+        cameras=identities,
+    )
+    return DatasetSource(identity, files)
+
+
+def check_frame_index(meta: LeRobotDatasetMetadata) -> None:
+    """Caches are indexed by the absolute frame index, so episodes must tile 0 .. total_frames."""
+    expected = 0
+    for episode, (start, stop) in enumerate(
+        zip(meta.episodes["dataset_from_index"], meta.episodes["dataset_to_index"], strict=True)
+    ):
+        if start != expected or stop <= start:
+            raise CacheError(
+                f"episode {episode} of dataset {meta.repo_id!r} covers frames {start}..{stop}, expected it to start "
+                f"at {expected}: meta/episodes is damaged or was written by something else than LeRobot"
+            )
+        expected = stop
+    if expected != meta.total_frames:
+        raise CacheError(
+            f"dataset {meta.repo_id!r} declares {meta.total_frames} frames in meta/info.json, its episodes hold {expected}"
+        )
+
+
+def frame_table(meta: LeRobotDatasetMetadata, camera: str, kind: str) -> list[dict]:
+    """One row per episode: its frames, the file that holds them, and where in it they start (seconds)."""
+    episodes = meta.episodes
+    prefix = f"videos/{camera}" if kind == "video" else "data"
+    starts = episodes[f"{prefix}/from_timestamp"] if kind == "video" else [0.0] * len(episodes)
+    template = meta.video_path if kind == "video" else meta.data_path
+    if template is None:
+        raise CacheError(f"dataset {meta.repo_id!r} has video features but no `video_path` in meta/info.json")
+    return [
+        {
+            "from": int(start),
+            "to": int(stop),
+            "file": template.format(video_key=camera, chunk_index=int(chunk), file_index=int(file)),
+            "at": float(at),
+        }
+        for start, stop, chunk, file, at in zip(
+            episodes["dataset_from_index"],
+            episodes["dataset_to_index"],
+            episodes[f"{prefix}/chunk_index"],
+            episodes[f"{prefix}/file_index"],
+            starts,
+            strict=True,
+        )
+    ]
+
+
+def content_digest(files: Iterable[SourceFile]) -> str:
+    return sha256_of_json([[file.path, file.size, file.sha256] for file in files])
+
+
+def sha256_of_json(value: object) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

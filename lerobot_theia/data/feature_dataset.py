@@ -1,0 +1,131 @@
+"""A LeRobotDataset whose cameras are tokens from a cache.
+
+Items are those of the LeRobotDataset it is made from, except that a camera's frames are replaced by its tokens,
+under `tokens_key(camera)`: (N, D), or (S, N, D) with delta timestamps. Nothing is decoded, and nothing is read
+from parquet after construction.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch.utils.data._utils.collate import default_collate_fn_map
+
+from lerobot_theia.cache import FeatureCache
+from lerobot_theia.data.columns import tensor_columns
+from lerobot_theia.data.keys import scale_key, tokens_key
+from lerobot_theia.data.windows import EpisodeRows
+
+if TYPE_CHECKING:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+_MAIN_PROCESS_ONLY = ("meta", "hf_dataset", "absolute_to_relative_idx")
+"""Loader workers need neither metadata nor parquet; leaving them out makes a worker start in seconds."""
+
+
+class Batch(dict):
+    """A collated batch. `default_collate` takes it as it is instead of stacking samples again."""
+
+
+default_collate_fn_map[Batch] = lambda batches, **_: dict(batches[0])
+
+
+class FeatureDataset(Dataset):
+    """Serves what `lerobot-train` asks of a dataset.
+
+    Args:
+        dataset: The LeRobotDataset to stand in for; episode selection and delta timestamps are taken from it.
+        cache: Tokens of that dataset.
+        cameras: Cameras to serve, by their name in the dataset, with the name the policy knows them by
+            (they differ under `--rename_map`).
+    """
+
+    def __init__(self, dataset: LeRobotDataset, cache: FeatureCache, cameras: dict[str, str]) -> None:
+        self.meta = dataset.meta
+        self.hf_dataset = dataset.hf_dataset
+        self.absolute_to_relative_idx = dataset.absolute_to_relative_idx
+        self.repo_id, self.fps = dataset.repo_id, dataset.meta.fps
+        self.episodes, self.num_episodes = dataset.episodes, dataset.num_episodes
+        self.cache, self.cameras = cache, cameras
+        if len(cache) != self.meta.total_frames:
+            raise ValueError(
+                f"cache {cache.path} holds {len(cache)} frames, {self.repo_id} has {self.meta.total_frames}"
+            )
+
+        self._columns, other_columns = tensor_columns(self.hf_dataset, skip=set(self.meta.camera_keys))
+        self._other_columns = self.hf_dataset.select_columns(other_columns) if other_columns else None
+        self._tasks = list(self.meta.tasks.index)
+        self._absolute = self._columns["index"].numpy()
+        self._episode_rows = EpisodeRows.from_columns(
+            self._columns["episode_index"].numpy(),
+            np.asarray(self.meta.episodes["dataset_from_index"]),
+            np.asarray(self.meta.episodes["dataset_to_index"]),
+        )
+        self._deltas = {
+            key: np.asarray(deltas) for key, deltas in (dataset.reader.delta_indices or {}).items()
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: None if name in _MAIN_PROCESS_ONLY else value for name, value in self.__dict__.items()}
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the selected episodes."""
+        return len(self._absolute)
+
+    @property
+    def features(self) -> dict[str, dict]:
+        return self.meta.features
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        batch = self.gather([index])
+        return {key: value[0] for key, value in batch.items()}
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        """A batch at once; PyTorch's loader asks for it and hands the result to its collate function."""
+        batch = self.gather(indices)
+        if self._other_columns is None:
+            return [Batch(batch)]
+        # Language columns have a collate function of LeRobot's own, which wants samples.
+        return [{key: value[i] for key, value in batch.items()} for i in range(len(indices))]
+
+    def gather(self, indices: list[int]) -> dict[str, Any]:
+        """The collated batch of samples `indices` (rows of the selected episodes): tensors (B, ...), lists of text."""
+        rows = np.asarray(indices, dtype=np.int64)
+        rows = np.where(rows < 0, rows + len(self), rows)
+        if rows.size and not (rows.min() >= 0 and rows.max() < len(self)):
+            raise IndexError(f"samples {rows.min()}..{rows.max()} asked of {len(self)}")
+        windows = {
+            key: self._episode_rows.window(rows, self._absolute[rows], deltas)
+            for key, deltas in self._deltas.items()
+        }
+        batch: dict[str, Any] = {}
+        for key, column in self._columns.items():
+            batch[key] = take(column, windows[key][0] if key in windows else rows)
+        for key, (_, outside) in windows.items():
+            batch[f"{key}_is_pad"] = torch.from_numpy(outside)
+        for camera, name in self.cameras.items():
+            batch |= self._tokens(camera, name, windows[camera][0] if camera in windows else rows)
+        if self._other_columns is not None:
+            batch |= {key: list(values) for key, values in self._other_columns[rows].items()}
+        batch["task"] = [self._tasks[task] for task in self._columns["task_index"][rows].tolist()]
+        return batch
+
+    def _tokens(self, camera: str, name: str, rows: np.ndarray) -> dict[str, Tensor]:
+        stored = self.cache.gather_stored(camera, self._absolute[rows].reshape(-1))
+        tokens = {tokens_key(name): stored.tokens.view(*rows.shape, *stored.tokens.shape[1:])}
+        if stored.scale is not None:
+            tokens[scale_key(name)] = stored.scale.view(*rows.shape, *stored.scale.shape[1:])
+        return tokens
+
+
+def take(column: Tensor, rows: np.ndarray) -> Tensor:
+    """`column[rows]` for rows of any shape."""
+    return column[torch.from_numpy(rows)]

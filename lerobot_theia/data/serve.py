@@ -1,0 +1,132 @@
+"""Decide where a training run's tokens come from, and hand out its datasets."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from lerobot.configs.train import TrainPipelineConfig
+from lerobot.configs.types import FeatureType
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+
+from lerobot_theia.cache import CacheMismatchError, FeatureCache
+from lerobot_theia.cache.catalog import CacheRequest, find_cache
+from lerobot_theia.cache.root import resolve_cache_root
+from lerobot_theia.cache.source import select_cameras
+from lerobot_theia.data.feature_dataset import FeatureDataset
+from lerobot_theia.data.settings import FeatureSettings
+from lerobot_theia.data.token_statistics import statistics_of_cache, statistics_of_sample
+from lerobot_theia.encoder import EncoderSpec, TheiaEncoder
+
+logger = logging.getLogger(__name__)
+
+
+def serve_features(cfg: TrainPipelineConfig, original: Callable[[Any], tuple]) -> tuple:
+    """What `make_train_eval_datasets(cfg)` returns: (training dataset, held-out dataset or None).
+
+    `original` is LeRobot's function. For Theia policies, token statistics are left in `meta.stats` of the training
+    dataset, where the policy finds them, unless it brings its own from a checkpoint.
+    """
+    settings = cfg.trainable_config
+    if not isinstance(settings, FeatureSettings):
+        return original(cfg)
+    must_be_online = why_online(cfg)
+    if must_be_online and settings.features == "cached":
+        raise ValueError(f"--policy.features=cached does not go with {must_be_online}")
+
+    datasets = original(cfg)
+    if not (isinstance(datasets, tuple) and len(datasets) == 2):
+        raise TypeError(
+            f"LeRobot's make_train_eval_datasets returned {type(datasets)}, expected two datasets"
+        )
+    train, held_out = datasets
+    cameras = served_cameras(cfg, train.meta)
+
+    if must_be_online or settings.features == "online":
+        logger.info("Theia features: online, %s", must_be_online or "as --policy.features=online asks")
+    else:
+        encoder = encoder_spec(settings)
+        try:
+            cache = find_cache(
+                resolve_cache_root(settings.cache_root), request(settings, encoder, train.meta, cameras)
+            )
+        except CacheMismatchError as error:
+            if settings.features == "cached":
+                raise
+            logger.warning(
+                "Theia features: online, each frame is decoded and encoded in each step: %s", error
+            )
+        else:
+            return serve_cache(settings, cache, cameras, train, held_out)
+
+    if settings.pretrained_path is None:  # type: ignore[attr-defined]
+        encoder_ = load_encoder(settings).to(settings.device)  # type: ignore[attr-defined]
+        train.meta.stats.update(statistics_of_sample(train, encoder_, cameras, settings.token_pool))
+    return train, held_out
+
+
+def serve_cache(
+    settings: FeatureSettings, cache: FeatureCache, cameras: dict[str, str], train: Any, held_out: Any
+) -> tuple:
+    logger.info(
+        "Theia features: cached, %s (%s, %s)",
+        cache.path,
+        cache.manifest.encoder_name,
+        cache.manifest.identity.tokens.dtype,
+    )
+    if settings.pretrained_path is None:  # type: ignore[attr-defined]
+        train.meta.stats.update(statistics_of_cache(cache, cameras))
+    served = FeatureDataset(train, cache, cameras)
+    return served, None if held_out is None else FeatureDataset(held_out, cache, cameras)
+
+
+def why_online(cfg: TrainPipelineConfig) -> str | None:
+    """What in a run's settings rules a cache out."""
+    if cfg.dataset.streaming:
+        return "--dataset.streaming=true: a cache is read by frame index, which a stream does not have"
+    if cfg.dataset.image_transforms.enable:
+        return "--dataset.image_transforms.enable=true: image transforms act on frames, and a cache holds tokens of them"
+    return None
+
+
+def served_cameras(cfg: TrainPipelineConfig, meta: LeRobotDatasetMetadata) -> dict[str, str]:
+    """Cameras the policy looks at: name in the dataset -> name in the policy.
+
+    These are all of the dataset's, unless `--policy.input_features` or a checkpoint says otherwise.
+    """
+    renamed = {camera: cfg.rename_map.get(camera, camera) for camera in meta.camera_keys}
+    inputs = cfg.trainable_config.input_features or {}
+    wanted = {name for name, feature in inputs.items() if feature.type is FeatureType.VISUAL}
+    if missing := wanted - set(renamed.values()):
+        raise ValueError(
+            f"the policy looks at cameras {sorted(missing)}, dataset {meta.repo_id!r} has {list(meta.camera_keys)}"
+            + (f", renamed to {sorted(renamed.values())}" if cfg.rename_map else "")
+            + ". Map their names with --rename_map."
+        )
+    chosen = [camera for camera, name in renamed.items() if not inputs or name in wanted]
+    return {camera: renamed[camera] for camera in select_cameras(meta, chosen)}
+
+
+def request(
+    settings: FeatureSettings, encoder: EncoderSpec, meta: LeRobotDatasetMetadata, cameras: dict[str, str]
+) -> CacheRequest:
+    return CacheRequest(
+        meta=meta,
+        cameras=tuple(cameras),
+        encoder=encoder,
+        encoder_name=settings.encoder,
+        pool=settings.token_pool,
+        dtype=settings.cache_dtype,
+    )
+
+
+def encoder_spec(settings: FeatureSettings) -> EncoderSpec:
+    """A checkpoint knows its encoder; otherwise its weights must be read to know which it is."""
+    if settings.pretrained_path is not None and settings.encoder_spec is not None:  # type: ignore[attr-defined]
+        return settings.encoder_spec
+    return load_encoder(settings).spec
+
+
+def load_encoder(settings: FeatureSettings) -> TheiaEncoder:
+    return TheiaEncoder.from_pretrained(
+        settings.encoder, revision=settings.encoder_revision, translators=False
+    )

@@ -1,0 +1,46 @@
+"""The flags both policies share: which encoder, and where its tokens come from."""
+
+from dataclasses import dataclass
+
+from lerobot_theia.encoder.spec import EncoderSpec
+
+FEATURES = ("auto", "cached", "online")
+DEFAULT_ENCODER = "theia-tiny-cdiv"
+
+
+@dataclass
+class FeatureSettings:
+    """Mixed into a policy's config, so that each field is a `--policy.*` flag.
+
+    Args:
+        encoder: Theia encoder: a short name (`theia-tiny-cdiv`, `random-tiny`, ...), a Hub id, or a folder in the
+            published layout.
+        encoder_revision: Hub revision of the encoder.
+        features: Where tokens come from in training. `cached`: from the feature cache, and it is an error if none
+            fits. `online`: frames are decoded and encoded in each step. `auto`: cached if a cache fits, else online.
+        cache_root: Folder of feature caches, or one cache. None: $LEROBOT_THEIA_CACHE, else the checkout's `cache/`,
+            else `theia/` in LeRobot's home.
+        cache_dtype: Take only a cache of this storage type (`float16`, `int8`, ...). None takes the most precise.
+        token_pool: Side of the average-pooling window over the 14x14 token grid; 2 gives 7x7. Applies to cached and
+            live tokens alike.
+        encoder_spec: Set by the policy, not by users: the encoder that a checkpoint carries.
+    """
+
+    encoder: str = DEFAULT_ENCODER
+    encoder_revision: str | None = None
+    features: str = "auto"
+    cache_root: str | None = None
+    cache_dtype: str | None = None
+    token_pool: int = 1
+    encoder_spec: EncoderSpec | None = None
+
+    def __post_init__(self) -> None:
+        from lerobot_theia.data import seam
+
+        super().__post_init__()  # type: ignore[misc]
+        if self.features not in FEATURES:
+            raise ValueError(f"features={self.features!r}; choose one of {', '.join(FEATURES)}")
+        if self.token_pool < 1:
+            raise ValueError(f"token_pool={self.token_pool} must be at least 1")
+        # A Theia config exists, so training may follow; nobody else's training is touched.
+        seam.install()

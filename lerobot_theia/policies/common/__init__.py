@@ -1,0 +1,1 @@
+"""What both policies share: the frozen encoder, its place in checkpoints, and token heads."""

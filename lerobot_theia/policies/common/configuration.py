@@ -1,0 +1,53 @@
+"""Checks both configs make."""
+
+import dataclasses
+
+from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
+
+RGB_BACKBONE_FIELDS = (
+    "vision_backbone",
+    "pretrained_backbone_weights",
+    "replace_final_stride_with_dilation",
+    "optimizer_lr_backbone",
+    "resize_shape",
+    "crop_ratio",
+    "crop_shape",
+    "crop_is_random",
+    "use_group_norm",
+)
+"""Settings of the ResNet that Theia replaces."""
+
+
+def check_backbone_settings(config: PreTrainedConfig, parent: type[PreTrainedConfig]) -> None:
+    """A setting that has no effect must not look as if it had one."""
+    defaults = {field.name: field.default for field in dataclasses.fields(parent)}
+    for name in RGB_BACKBONE_FIELDS:
+        if name in defaults and getattr(config, name) != defaults[name]:
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} concerns the ResNet of {parent.__name__}, which the frozen Theia "
+                f"encoder replaces; leave it at {defaults[name]!r}. Theia sees whole frames, resized to 224x224."
+            )
+    mode = config.normalization_mapping.get("VISUAL", NormalizationMode.IDENTITY)  # type: ignore[attr-defined]
+    if mode != NormalizationMode.IDENTITY:
+        raise ValueError(
+            f"normalization_mapping VISUAL={mode} would change frames before the encoder sees them; it must be "
+            "IDENTITY. Theia's own preprocessing normalises."
+        )
+
+
+def check_inputs(config: PreTrainedConfig) -> None:
+    if not config.image_features:
+        raise ValueError(
+            f"{config.type} needs at least one camera among its input features, got "
+            f"{list(config.input_features or {})}. Without cameras use LeRobot's own policies."
+        )
+    for name, feature in config.image_features.items():
+        if len(feature.shape) != 3 or feature.shape[0] != 3:
+            raise ValueError(
+                f"input {name!r} has shape {feature.shape}; Theia encodes RGB frames (3, H, W). Leave grayscale and "
+                "depth cameras out with --policy.input_features."
+            )
+
+
+def identity_for_images(**modes: NormalizationMode) -> dict[str, NormalizationMode]:
+    return {FeatureType.VISUAL.value: NormalizationMode.IDENTITY, **modes}

@@ -1,0 +1,105 @@
+"""Token heads: a camera's feature map (B, D, h, w) -> one vector (B, F). Each says its F as `feature_dim`."""
+
+import torch
+from lerobot.policies.diffusion.modeling_diffusion import SpatialSoftmax
+from torch import Tensor, nn
+
+
+class SpatialSoftmaxHead(nn.Module):
+    """Expected image positions of K learned features, as LeRobot's diffusion policy takes from its ResNet."""
+
+    def __init__(self, map_shape: tuple[int, int, int], num_keypoints: int) -> None:
+        super().__init__()
+        self.feature_dim = 2 * num_keypoints
+        self.pool = SpatialSoftmax(map_shape, num_kp=num_keypoints)
+        self.out = nn.Linear(self.feature_dim, self.feature_dim)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        keypoints = self.pool(maps).flatten(1)  # (B, 2 K)
+        return torch.relu(self.out(keypoints))
+
+
+class CompressionHead(nn.Module):
+    """The convolutional compression layers that Theia's paper puts before a policy (arXiv 2407.20179, appendix D;
+    with the layer norms its authors use): 14x14 -> 7x7 -> 3x3 -> 1x1, 256 channels.
+    """
+
+    feature_dim = 256
+
+    def __init__(self, map_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        dim, *grid = map_shape
+        if grid != [14, 14]:
+            raise ValueError(
+                f"token_head=compression takes the 14x14 grid, got {grid[0]}x{grid[1]}; use --policy.token_pool=1 or "
+                "another head"
+            )
+        width = self.feature_dim
+        self.layers = nn.Sequential(
+            nn.Conv2d(dim, width, kernel_size=4, stride=2, padding=1),
+            nn.LayerNorm([width, 7, 7]),
+            nn.ReLU(),
+            nn.Conv2d(width, width, kernel_size=3, stride=2),
+            nn.LayerNorm([width, 3, 3]),
+            nn.ReLU(),
+            nn.Conv2d(width, width, kernel_size=3),
+            nn.LayerNorm([width, 1, 1]),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.layers(maps)
+
+
+class AttentionHead(nn.Module):
+    """One learned query attends to the tokens, which carry learned positions."""
+
+    NUM_HEADS = 8
+
+    def __init__(self, map_shape: tuple[int, int, int], feature_dim: int) -> None:
+        super().__init__()
+        dim, height, width = map_shape
+        if feature_dim % self.NUM_HEADS:
+            raise ValueError(
+                f"token_head_dim={feature_dim} is not a multiple of the {self.NUM_HEADS} attention heads"
+            )
+        self.feature_dim = feature_dim
+        self.project = nn.Linear(dim, feature_dim)
+        self.position = nn.Parameter(0.02 * torch.randn(height * width, feature_dim))
+        self.query = nn.Parameter(0.02 * torch.randn(1, 1, feature_dim))
+        self.attention = nn.MultiheadAttention(feature_dim, self.NUM_HEADS, batch_first=True)
+        self.norm = nn.LayerNorm(feature_dim)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        tokens = self.project(maps.flatten(2).transpose(1, 2)) + self.position  # (B, N, F)
+        query = self.query.expand(len(tokens), -1, -1)
+        pooled, _ = self.attention(query, tokens, tokens, need_weights=False)  # (B, 1, F)
+        return self.norm(pooled.squeeze(1))
+
+
+class MeanHead(nn.Module):
+    """The average token, projected. Knows what is in view, hardly where."""
+
+    def __init__(self, map_shape: tuple[int, int, int], feature_dim: int) -> None:
+        super().__init__()
+        self.feature_dim = feature_dim
+        self.out = nn.Linear(map_shape[0], feature_dim)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.relu(self.out(maps.mean((-2, -1))))
+
+
+def make_token_head(
+    name: str, map_shape: tuple[int, int, int], *, num_keypoints: int, feature_dim: int
+) -> nn.Module:
+    """`map_shape` is (D, h, w); `num_keypoints` is for spatial softmax, `feature_dim` for attention and mean."""
+    if name == "spatial_softmax":
+        return SpatialSoftmaxHead(map_shape, num_keypoints)
+    if name == "compression":
+        return CompressionHead(map_shape)
+    if name == "attention":
+        return AttentionHead(map_shape, feature_dim)
+    if name == "mean":
+        return MeanHead(map_shape, feature_dim)
+    raise ValueError(f"token head {name!r} is not known")

@@ -1,0 +1,98 @@
+"""What a Theia policy adds to a LeRobot policy besides its network: where the encoder comes from and travels to."""
+
+import logging
+from pathlib import Path
+from typing import Any, Self
+
+from huggingface_hub import ModelCard
+from lerobot.policies.pretrained import PreTrainedPolicy
+from torch import Tensor
+
+from lerobot_theia.data.keys import tokens_key
+from lerobot_theia.encoder import PUBLISHED_LICENSE, EncoderSpec, TheiaEncoder
+from lerobot_theia.policies.common.features import FrozenFeatures
+
+logger = logging.getLogger(__name__)
+
+
+class TheiaPolicy(PreTrainedPolicy):
+    """Base of both policies. Checkpoints hold the encoder, so that they load offline and on other machines."""
+
+    config_class: Any = object
+    name: Any = "theia"
+    features: FrozenFeatures
+
+    def build_features(
+        self, dataset_stats: dict[str, dict[str, Any]] | None, from_checkpoint: bool
+    ) -> FrozenFeatures:
+        """A checkpoint's encoder is built by its description and filled by the checkpoint's weights; a new policy's is
+        loaded, and its statistics are those that the dataset's seam left in `dataset_stats`."""
+        config = self.config
+        if from_checkpoint:
+            encoder = TheiaEncoder.from_spec(carried_encoder(config))
+        else:
+            encoder = TheiaEncoder.from_pretrained(
+                config.encoder, revision=config.encoder_revision, translators=False
+            )
+            config.encoder_spec = encoder.spec
+        features = FrozenFeatures(encoder, list(config.image_features), config.token_pool)
+        if not from_checkpoint:
+            features.set_statistics(dataset_stats or {})
+        return features
+
+    def check_source(self, batch: dict[str, Tensor]) -> None:
+        """`features=cached` promises that no frame is encoded in training."""
+        missing = [camera for camera in self.config.image_features if tokens_key(camera) not in batch]
+        if missing and self.training and self.config.features == "cached":
+            raise RuntimeError(
+                f"--policy.features=cached, but the batch holds frames, not tokens, of {missing}: this training "
+                "loop does not get its dataset from LeRobot's make_train_eval_datasets. Use lerobot-train, or wrap "
+                "the dataset in lerobot_theia.data.feature_dataset.FeatureDataset."
+            )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_name_or_path: str | Path, **kwargs: Any) -> Self:
+        return super().from_pretrained(pretrained_name_or_path, **kwargs, from_checkpoint=True)
+
+    @classmethod
+    def _load_as_safetensor(cls, model: Self, model_file: str, map_location: str, strict: bool) -> Self:
+        # Strict, whatever was asked: an encoder that is only partly filled would be silently wrong.
+        model = super()._load_as_safetensor(model, model_file, map_location, strict=True)
+        model.features.encoder.verify_weights()
+        logger.info("encoder in the checkpoint: %s", model.features.encoder.spec.describe())
+        return model
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """LeRobot's card, with a section on the encoder that the checkpoint carries and its licence."""
+        card = super().generate_model_card(*args, **kwargs)
+        spec = self.features.encoder.spec
+        if spec.license == PUBLISHED_LICENSE and self.config.license is None:
+            card.data.license = "other"
+        card.text = f"{card.text.rstrip()}\n\n{encoder_section(spec)}"
+        return card
+
+
+def carried_encoder(config: Any) -> EncoderSpec:
+    spec = config.encoder_spec
+    if spec is None:
+        raise ValueError(
+            "the checkpoint's config.json does not describe its encoder (encoder_spec): it was not written by a Theia "
+            "policy, or was edited"
+        )
+    return spec
+
+
+def encoder_section(spec: EncoderSpec) -> str:
+    lines = [
+        "## Vision encoder",
+        "",
+        f"This checkpoint carries a frozen encoder: {spec.describe()}.",
+        "",
+        f"- Weights: SHA-256 `{spec.weights_sha256}`",
+        f"- Licence of the encoder: {spec.license}",
+    ]
+    if not spec.trained:
+        lines.append(
+            "- The encoder is **untrained**: its weights come from a fixed seed, for trying things out."
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,35 @@
+"""`--policy.type=theia_act`"""
+
+from dataclasses import dataclass, field
+
+from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.policies.act.configuration_act import ACTConfig
+
+from lerobot_theia.data.settings import FeatureSettings
+from lerobot_theia.policies.common.configuration import (
+    check_backbone_settings,
+    check_inputs,
+    identity_for_images,
+)
+
+
+@PreTrainedConfig.register_subclass("theia_act")
+@dataclass
+class TheiaACTConfig(FeatureSettings, ACTConfig):
+    """ACT on Theia tokens.
+
+    All of `ACTConfig` but its ResNet settings, and all of `FeatureSettings`. Cameras may differ in size.
+    """
+
+    normalization_mapping: dict[str, NormalizationMode] = field(
+        default_factory=lambda: identity_for_images(
+            STATE=NormalizationMode.MEAN_STD, ACTION=NormalizationMode.MEAN_STD
+        )
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_backbone_settings(self, ACTConfig)
+
+    def validate_features(self) -> None:
+        check_inputs(self)

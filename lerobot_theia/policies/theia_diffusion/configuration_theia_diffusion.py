@@ -1,0 +1,52 @@
+"""`--policy.type=theia_diffusion`"""
+
+from dataclasses import dataclass, field
+
+from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+
+from lerobot_theia.data.settings import FeatureSettings
+from lerobot_theia.policies.common.configuration import (
+    check_backbone_settings,
+    check_inputs,
+    identity_for_images,
+)
+
+TOKEN_HEADS = ("spatial_softmax", "compression", "attention", "mean")
+
+
+@PreTrainedConfig.register_subclass("theia_diffusion")
+@dataclass
+class TheiaDiffusionConfig(FeatureSettings, DiffusionConfig):
+    """Diffusion Policy on Theia tokens.
+
+    All of `DiffusionConfig` but its ResNet settings, and all of `FeatureSettings`. Cameras may differ in size.
+
+    Args:
+        token_head: What turns a camera's (D, 14, 14) tokens into a vector. `spatial_softmax`: expected positions of
+            `spatial_softmax_num_keypoints` learned features, as in-tree. `compression`: the CNN of the Theia paper.
+            `attention`: a learned query attends to the tokens. `mean`: their average, projected.
+        token_head_dim: Width of that vector for `attention` and `mean`.
+    """
+
+    normalization_mapping: dict[str, NormalizationMode] = field(
+        default_factory=lambda: identity_for_images(
+            STATE=NormalizationMode.MIN_MAX, ACTION=NormalizationMode.MIN_MAX
+        )
+    )
+    token_head: str = "spatial_softmax"
+    token_head_dim: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_backbone_settings(self, DiffusionConfig)
+        if self.token_head not in TOKEN_HEADS:
+            raise ValueError(f"token_head={self.token_head!r}; choose one of {', '.join(TOKEN_HEADS)}")
+
+    def validate_features(self) -> None:
+        check_inputs(self)
+        if self.robot_state_feature is None:
+            raise ValueError(
+                "theia_diffusion, like LeRobot's diffusion, needs the input 'observation.state'; the dataset has "
+                f"{list(self.input_features or {})}. theia_act does without."
+            )

@@ -1,0 +1,125 @@
+"""`lerobot-theia-cache`: look after feature caches."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lerobot_theia.cache.catalog import cache_folders
+from lerobot_theia.cache.errors import CacheDamagedError, CacheError
+from lerobot_theia.cache.files import TEMPORARY_PREFIX
+from lerobot_theia.cache.manifest import MANIFEST_NAME, read_manifest
+from lerobot_theia.cache.precompute import claim, format_bytes
+from lerobot_theia.cache.reader import FeatureCache
+from lerobot_theia.cache.root import resolve_cache_root
+
+OUR_FILES = (MANIFEST_NAME, "*/[0-9][0-9][0-9][0-9][0-9][0-9].safetensors", f"**/{TEMPORARY_PREFIX}*")
+"""What a cache folder holds; `rm` deletes these and nothing else."""
+
+
+def parser() -> argparse.ArgumentParser:
+    arguments = argparse.ArgumentParser(prog="lerobot-theia-cache", description=__doc__)
+    commands = arguments.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("ls", help="list the caches under a root")
+    command.add_argument("root", nargs="?", help="default: where precompute puts caches")
+    command.set_defaults(run=list_caches)
+    command = commands.add_parser("info", help="what a cache was made from, as JSON")
+    command.add_argument("path", type=Path)
+    command.set_defaults(run=show)
+    command = commands.add_parser("verify", help="read every byte and compare it with its checksum")
+    command.add_argument("path", type=Path)
+    command.set_defaults(run=verify)
+    command = commands.add_parser("rm", help="delete a cache")
+    command.add_argument("path", type=Path)
+    command.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    command.set_defaults(run=remove)
+    return arguments
+
+
+def list_caches(arguments: argparse.Namespace) -> int:
+    root = resolve_cache_root(arguments.root)
+    folders = list(cache_folders(root))
+    if not folders:
+        print(f"no caches under {root}")
+    for folder in folders:
+        try:
+            manifest = read_manifest(folder)
+        except CacheError as error:
+            print(f"{folder}\n    DAMAGED: {error}")
+            continue
+        identity, tokens = manifest.identity, manifest.identity.tokens
+        print(
+            f"{folder}\n    {identity.dataset.repo_id}, {manifest.num_frames:,} frames x {len(manifest.cameras)} "
+            f"camera(s), {manifest.encoder_name}, {tokens.grid}x{tokens.grid} x {identity.encoder.hidden_size} "
+            f"{tokens.dtype}, {format_bytes(manifest.num_bytes)}"
+        )
+    return 0
+
+
+def show(arguments: argparse.Namespace) -> int:
+    manifest = FeatureCache.open(arguments.path).manifest
+    print(
+        json.dumps(
+            {
+                "path": str(arguments.path),
+                "fingerprint": manifest.identity.fingerprint,
+                "identity": manifest.identity.to_json(),
+                "encoder": {"name": manifest.encoder_name, "note": manifest.encoder_note},
+                "bytes": manifest.num_bytes,
+                "shards": {camera: len(records) for camera, records in manifest.shards.items()},
+                "shard_frames": manifest.shard_frames,
+                "made_with": manifest.made_with,
+            },
+            indent=2,
+        )
+    )
+    return 0
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    cache = FeatureCache(arguments.path, read_manifest(arguments.path))
+    with tqdm(total=cache.manifest.num_bytes, unit="B", unit_scale=True) as bar:
+        problems = cache.verify(bar.update)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise CacheDamagedError(
+            f"{len(problems)} shard(s) of {arguments.path} are damaged. Run `lerobot-theia-precompute` with the "
+            "settings of this cache again (`info` shows them): it mends just those."
+        )
+    print(f"{arguments.path}: every byte is as it was written ({format_bytes(cache.manifest.num_bytes)})")
+    return 0
+
+
+def remove(arguments: argparse.Namespace) -> int:
+    path = arguments.path
+    files = [file for pattern in OUR_FILES for file in path.glob(pattern)]
+    if path.is_symlink() or not files:
+        raise CacheError(f"{path} is no feature cache, or a link to one: nothing is deleted")
+    size = sum(file.stat().st_size for file in files)
+    if not arguments.yes and input(f"delete {path} ({format_bytes(size)})? [y/N] ").strip().lower() != "y":
+        print("kept")
+        return 1
+    with claim(path):
+        # The manifest goes first: without it the rest is no cache any more, whatever interrupts us.
+        for file in files:
+            file.unlink()
+        for folder in [*(file.parent for file in files), path]:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+    print(f"deleted {path} ({format_bytes(size)})")
+    return 0
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    try:
+        sys.exit(arguments.run(arguments))
+    except (CacheError, OSError) as error:
+        sys.exit(f"lerobot-theia-cache: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""`lerobot-theia-precompute`: encode every camera frame of a dataset once (settings: configs/precompute.yaml)."""
+
+import logging
+import os
+import sys
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from tqdm import tqdm
+
+from lerobot_theia.scripts.configs import config_folder
+
+
+def settings_of(config: DictConfig) -> dict[str, Any]:
+    """Hydra's groups, flattened to the fields of `PrecomputeSettings`."""
+    if "repo_id" not in config.dataset:
+        raise ValueError(
+            "which dataset? Name one of configs/dataset (dataset=pusht) or any LeRobotDataset v3 "
+            "(+dataset.repo_id=user/name, with dataset.root=... for a local folder)"
+        )
+    fields = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(fields, dict)
+    dataset, encoder = fields.pop("dataset"), fields.pop("encoder")
+    fields.pop("wandb")
+    if fields["cameras"] is not None:
+        fields["cameras"] = tuple(fields["cameras"])
+    return {
+        **{str(name): value for name, value in fields.items()},
+        "repo_id": dataset["repo_id"],
+        "root": dataset["root"],
+        "revision": dataset["revision"],
+        "encoder": encoder["name"],
+        "encoder_revision": encoder["revision"],
+    }
+
+
+class Progress:
+    """A bar with frames/s and time left, and the same figures to wandb if asked."""
+
+    def __init__(self, config: DictConfig, total: int) -> None:
+        self.bar = tqdm(total=total, unit="frame", unit_scale=False, smoothing=0.05, dynamic_ncols=True)
+        self.run = None
+        if config.wandb.enable:
+            import wandb
+
+            self.run = wandb.init(
+                project=config.wandb.project,
+                mode=config.wandb.mode,
+                job_type="precompute",
+                config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+            )
+
+    def __call__(self, done: int, new: int) -> None:
+        if new == 0:
+            # Frames of an earlier run are not this run's speed.
+            self.bar.initial = done
+        self.bar.n = done - new
+        self.bar.update(new)
+        if self.run is not None:
+            self.run.log({"frames": done, "frames_per_s": self.bar.format_dict["rate"] or 0.0})
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.run is not None:
+            self.run.finish()
+
+
+@hydra.main(version_base="1.3", config_path=config_folder(), config_name="precompute")
+def run(config: DictConfig) -> None:
+    from lerobot_theia.cache.errors import CacheError
+    from lerobot_theia.cache.precompute import Plan, PrecomputeSettings, precompute
+
+    progress: Progress | None = None
+
+    def start(plan: Plan) -> None:
+        nonlocal progress
+        progress = Progress(config, plan.num_frames)
+
+    def advance(done: int, new: int) -> None:
+        assert progress is not None, "the plan comes before progress"
+        progress(done, new)
+
+    try:
+        precompute(
+            PrecomputeSettings(**settings_of(config)),
+            say=tqdm.write,
+            on_plan=start,
+            progress=advance,
+        )
+    except (CacheError, ValueError, OSError, OmegaConfBaseException) as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        logging.getLogger(__name__).debug("details", exc_info=True)
+        sys.exit(f"lerobot-theia-precompute: {error}")
+    finally:
+        if progress is not None:
+            progress.close()
+
+
+def main() -> None:
+    run()
+
+
+if __name__ == "__main__":
+    main()
