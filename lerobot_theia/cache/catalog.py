@@ -10,7 +10,7 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot_theia.cache.errors import CacheDamagedError, CacheError, CacheMismatchError
 from lerobot_theia.cache.identity import differences
 from lerobot_theia.cache.manifest import MANIFEST_NAME, Manifest, read_manifest
-from lerobot_theia.cache.precompute import make_identity
+from lerobot_theia.cache.plan import make_identity
 from lerobot_theia.cache.reader import FeatureCache
 from lerobot_theia.cache.source import FileHashes, describe_source
 from lerobot_theia.cache.storage import DTYPES

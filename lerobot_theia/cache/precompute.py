@@ -6,12 +6,10 @@ A shard is the unit of work: its batches never reach into the next one, so a sha
 has the bytes it would have had without.
 """
 
-import contextlib
 import datetime
 import importlib.metadata
 import logging
 import platform
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,17 +17,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from torch import Tensor
 
+from lerobot_theia.cache.claim import claim
 from lerobot_theia.cache.errors import CacheDamagedError, CacheError, FrameError
-from lerobot_theia.cache.files import remove_temporaries
+from lerobot_theia.cache.files import remove_temporaries, sha256_of_file
 from lerobot_theia.cache.frames import CameraFrames
-from lerobot_theia.cache.identity import CacheIdentity, EncoderIdentity, TokenIdentity
 from lerobot_theia.cache.manifest import (
-    CAMERA_NAME,
     MANIFEST_NAME,
     Manifest,
     ShardRecord,
@@ -40,97 +36,18 @@ from lerobot_theia.cache.manifest import (
     shard_layout,
     write_manifest,
 )
-from lerobot_theia.cache.pooling import pool_tokens, pooled_grid
+from lerobot_theia.cache.plan import Plan, PrecomputeSettings, format_bytes, make_plan
+from lerobot_theia.cache.pooling import pool_tokens
 from lerobot_theia.cache.prefetch import prefetch
-from lerobot_theia.cache.root import resolve_cache_root
-from lerobot_theia.cache.shard import Shard, sha256_of_file, shard_path, write_shard
-from lerobot_theia.cache.source import DatasetSource, FileHashes, describe_source, select_cameras
-from lerobot_theia.cache.storage import (
-    FLOAT_DTYPES,
-    StoredTokens,
-    bytes_per_frame,
-    encode_tokens,
-    torch_dtype,
-)
-from lerobot_theia.encoder import PREPROCESSING, EncoderSpec, TheiaEncoder
+from lerobot_theia.cache.shard import Shard, shard_path, write_shard
+from lerobot_theia.cache.storage import FLOAT_DTYPES, StoredTokens, encode_tokens
+from lerobot_theia.encoder import TheiaEncoder
 from lerobot_theia.encoder.preprocess import preprocess
 
 logger = logging.getLogger(__name__)
 
 BATCHES_AHEAD = 3
 WRITES_AHEAD = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrecomputeSettings:
-    """What to encode, with what, and where to keep it."""
-
-    repo_id: str
-    """Dataset, as for `--dataset.repo_id`."""
-    root: str | None = None
-    """Its folder, as for `--dataset.root`; None looks in LeRobot's home and on the Hub."""
-    revision: str | None = None
-    video_backend: str | None = None
-    """`torchcodec` or `pyav`; None is LeRobot's choice. It must be that of training, or frames differ by a bit."""
-    cameras: tuple[str, ...] | None = None
-    """Cameras to encode; None is all."""
-    encoder: str = "theia-tiny-cdiv"
-    encoder_revision: str | None = None
-    cache_root: str | None = None
-    dtype: str = "float16"
-    """Storage: float16, bfloat16, float32, int8."""
-    pool: int = 1
-    """Side of the average-pooling window over the 14x14 grid: 1, 2, 7 or 14."""
-    device: str | None = None
-    """None takes an accelerator if there is one."""
-    compute_dtype: str = "float32"
-    """Precision of the encoder. float32 agrees with rollouts to rounding; halves are faster on a GPU."""
-    batch_size: int = 64
-    shard_mib: int = 64
-    """Approximate size of a shard. Not part of a cache's identity, but of its folder's layout."""
-    verify: bool = True
-    """Read finished shards in full before trusting them; False only looks at their headers."""
-
-    def __post_init__(self) -> None:
-        torch_dtype(self.dtype)
-        for name in ("batch_size", "shard_mib", "pool"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.compute_dtype not in FLOAT_DTYPES:
-            raise ValueError(f"compute_dtype={self.compute_dtype!r}; choose one of {', '.join(FLOAT_DTYPES)}")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will do, known before it starts."""
-
-    settings: PrecomputeSettings
-    identity: CacheIdentity
-    source: DatasetSource
-    path: Path
-    shard_frames: int
-    bytes_per_frame: int
-
-    @property
-    def cameras(self) -> list[str]:
-        return list(self.identity.dataset.cameras)
-
-    @property
-    def num_frames(self) -> int:
-        """Over all cameras."""
-        return self.identity.dataset.num_frames * len(self.cameras)
-
-    @property
-    def num_bytes(self) -> int:
-        return self.num_frames * self.bytes_per_frame
-
-    def describe(self) -> str:
-        tokens = self.identity.tokens
-        return (
-            f"{self.identity.dataset.num_frames:,} frames x {len(self.cameras)} camera(s) {self.cameras}, "
-            f"{tokens.grid}x{tokens.grid} tokens x {self.identity.encoder.hidden_size} channels in {tokens.dtype}: "
-            f"{self.bytes_per_frame:,} bytes a frame, {format_bytes(self.num_bytes)} in all, at {self.path}"
-        )
 
 
 @dataclass
@@ -151,58 +68,6 @@ class Report:
     @property
     def frames_per_s(self) -> float:
         return self.frames_encoded / self.seconds if self.seconds else 0.0
-
-
-def format_bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            return f"{size:.4g} {unit}"
-        size /= 1000
-    raise AssertionError
-
-
-def make_plan(settings: PrecomputeSettings, meta: LeRobotDatasetMetadata, encoder: EncoderSpec) -> Plan:
-    """Everything that can be wrong with the request is wrong here, before any work."""
-    cache_root = resolve_cache_root(settings.cache_root)
-    cameras = select_cameras(meta, settings.cameras)
-    if bad := [camera for camera in cameras if not CAMERA_NAME.fullmatch(camera)]:
-        raise CacheError(f"cameras {bad} cannot be folder names; rename them in the dataset")
-    hashes = FileHashes(cache_root)
-    source = describe_source(meta, cameras, hashes)
-    hashes.save()
-    identity = make_identity(source, encoder, dtype=settings.dtype, pool=settings.pool)
-    size = bytes_per_frame(identity.tokens.grid**2, encoder.hidden_size, settings.dtype)
-    return Plan(
-        settings=settings,
-        identity=identity,
-        source=source,
-        path=cache_root / cache_name(identity, encoder.name),
-        shard_frames=max(1, settings.shard_mib * 2**20 // size),
-        bytes_per_frame=size,
-    )
-
-
-def make_identity(source: DatasetSource, encoder: EncoderSpec, *, dtype: str, pool: int) -> CacheIdentity:
-    return CacheIdentity(
-        dataset=source.identity,
-        encoder=EncoderIdentity(
-            weights_sha256=encoder.weights_sha256,
-            hidden_size=encoder.hidden_size,
-            num_layers=encoder.num_layers,
-            patch_size=encoder.patch_size,
-            image_size=encoder.image_size,
-        ),
-        preprocessing=dict(PREPROCESSING),
-        tokens=TokenIdentity(grid=pooled_grid(encoder.grid, pool), pool=pool, dtype=dtype),
-    )
-
-
-def cache_name(identity: CacheIdentity, encoder_name: str) -> str:
-    """`<dataset>/<encoder>-<dtype>[-pool2]-<fingerprint>`: for eyes; what counts is the manifest."""
-    dataset = re.sub(r"[^A-Za-z0-9_.-]+", "--", identity.dataset.repo_id).strip(".") or "dataset"
-    encoder = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(encoder_name).name).strip(".") or "encoder"
-    pool = f"-pool{identity.tokens.pool}" if identity.tokens.pool > 1 else ""
-    return f"{dataset}/{encoder}-{identity.tokens.dtype}{pool}-{identity.fingerprint[:12]}"
 
 
 def precompute(
@@ -241,29 +106,6 @@ def open_metadata(settings: PrecomputeSettings) -> LeRobotDatasetMetadata:
             "leave dataset.root out to look on the Hub"
         )
     return LeRobotDatasetMetadata(settings.repo_id, root=settings.root, revision=settings.revision)
-
-
-@contextlib.contextmanager
-def claim(path: Path) -> Iterator[None]:
-    """One process builds a cache; others wait. The lock is the kernel's, so it ends with its process."""
-    lock_path = path.parent / ".locks" / f"{path.name}.lock"
-    try:
-        lock_path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(lock_path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.warning("another process is building %s; waiting for it", path)
-            lock.acquire()
-    except OSError as error:
-        raise CacheError(
-            f"cannot write to the cache root {path.parents[1]}: {error.strerror or error}. Choose a writable place "
-            "with `cache_root=...` or the environment variable LEROBOT_THEIA_CACHE."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class Run:
@@ -474,13 +316,14 @@ class Run:
 
     def statistics(self, camera: str) -> TokenStatistics:
         """Per-channel mean and standard deviation from the shards' float64 sums, added in shard order."""
-        total, total_sq, count = 0.0, 0.0, 0
+        total = torch.zeros(self.layout.dim, dtype=torch.float64)
+        total_sq, count = total.clone(), 0
         for name, shard in self.shards():
             if name == camera:
                 opened = self.open_shard(camera, shard)
-                total = total + opened.tensors["sum"]
-                total_sq = total_sq + opened.tensors["sum_sq"]
+                total += opened.tensors["sum"]
+                total_sq += opened.tensors["sum_sq"]
                 count += opened.key.frames * self.layout.num_tokens
-        mean = torch.as_tensor(total) / count
-        variance = (torch.as_tensor(total_sq) / count - mean.square()).clamp_min(0)
+        mean = total / count
+        variance = (total_sq / count - mean.square()).clamp_min(0)
         return TokenStatistics(tuple(mean.tolist()), tuple(variance.sqrt().tolist()))

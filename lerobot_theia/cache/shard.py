@@ -107,7 +107,6 @@ class Shard:
         except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CacheDamagedError(f"shard {path} is damaged: {error}") from error
         self._sha256 = metadata.sha256
-        bounds = check_entries(path, entries, expected, size - base)
         self.tensors = {
             name: file[base + start : base + stop].view(expected[name][0]).view(expected[name][1])
             for name, (start, stop) in bounds.items()

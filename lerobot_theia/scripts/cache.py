@@ -8,10 +8,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lerobot_theia.cache.catalog import cache_folders
+from lerobot_theia.cache.claim import claim
 from lerobot_theia.cache.errors import CacheDamagedError, CacheError
 from lerobot_theia.cache.files import TEMPORARY_PREFIX
 from lerobot_theia.cache.manifest import MANIFEST_NAME, read_manifest
-from lerobot_theia.cache.precompute import claim, format_bytes
+from lerobot_theia.cache.plan import format_bytes
 from lerobot_theia.cache.reader import FeatureCache
 from lerobot_theia.cache.root import resolve_cache_root
 

@@ -70,7 +70,8 @@ class Progress:
 @hydra.main(version_base="1.3", config_path=config_folder(), config_name="precompute")
 def run(config: DictConfig) -> None:
     from lerobot_theia.cache.errors import CacheError
-    from lerobot_theia.cache.precompute import Plan, PrecomputeSettings, precompute
+    from lerobot_theia.cache.plan import Plan, PrecomputeSettings
+    from lerobot_theia.cache.precompute import precompute
 
     progress: Progress | None = None
 
