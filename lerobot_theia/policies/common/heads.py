@@ -5,7 +5,13 @@ from lerobot.policies.diffusion.modeling_diffusion import SpatialSoftmax
 from torch import Tensor, nn
 
 
-class SpatialSoftmaxHead(nn.Module):
+class TokenHead(nn.Module):
+    """(B, D, h, w) -> (B, feature_dim)"""
+
+    feature_dim: int
+
+
+class SpatialSoftmaxHead(TokenHead):
     """Expected image positions of K learned features, as LeRobot's diffusion policy takes from its ResNet."""
 
     def __init__(self, map_shape: tuple[int, int, int], num_keypoints: int) -> None:
@@ -19,7 +25,7 @@ class SpatialSoftmaxHead(nn.Module):
         return torch.relu(self.out(keypoints))
 
 
-class CompressionHead(nn.Module):
+class CompressionHead(TokenHead):
     """The convolutional compression layers that Theia's paper puts before a policy (arXiv 2407.20179, appendix D;
     with the layer norms its authors use): 14x14 -> 7x7 -> 3x3 -> 1x1, 256 channels.
     """
@@ -52,7 +58,7 @@ class CompressionHead(nn.Module):
         return self.layers(maps)
 
 
-class AttentionHead(nn.Module):
+class AttentionHead(TokenHead):
     """One learned query attends to the tokens, which carry learned positions."""
 
     NUM_HEADS = 8
@@ -78,7 +84,7 @@ class AttentionHead(nn.Module):
         return self.norm(pooled.squeeze(1))
 
 
-class MeanHead(nn.Module):
+class MeanHead(TokenHead):
     """The average token, projected. Knows what is in view, hardly where."""
 
     def __init__(self, map_shape: tuple[int, int, int], feature_dim: int) -> None:
@@ -92,7 +98,7 @@ class MeanHead(nn.Module):
 
 def make_token_head(
     name: str, map_shape: tuple[int, int, int], *, num_keypoints: int, feature_dim: int
-) -> nn.Module:
+) -> TokenHead:
     """`map_shape` is (D, h, w); `num_keypoints` is for spatial softmax, `feature_dim` for attention and mean."""
     if name == "spatial_softmax":
         return SpatialSoftmaxHead(map_shape, num_keypoints)

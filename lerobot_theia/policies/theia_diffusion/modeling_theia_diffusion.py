@@ -35,8 +35,7 @@ class TheiaDiffusionModel(DiffusionModel):
             )
             for _ in range(num_heads)
         ]
-        width = sum(int(head.feature_dim) for head in heads) * num_cameras // num_heads
-        super().__init__(conditioned_on(config, width))
+        super().__init__(conditioned_on(config, num_cameras * heads[0].feature_dim))
         self.config = config
         self.rgb_encoder = nn.ModuleList(heads) if config.use_separate_rgb_encoder_per_camera else heads[0]
 
