@@ -8,6 +8,8 @@ pooling.py     14x14 patch grids pooled to smaller ones
 shard.py       one safetensors file of consecutive frames
 manifest.py    the JSON file that makes a folder of shards a cache
 reader.py      FeatureCache: open, gather
+plan.py        what a run will do, known before it starts
+claim.py       one process builds a cache, others wait
 precompute.py  dataset -> cache
 catalog.py     which cache under a root serves a dataset, and if none, why not
 files.py       write, sync, rename

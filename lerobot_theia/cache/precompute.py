@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
@@ -60,6 +61,9 @@ class Report:
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
     """Damage that was found and mended."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"path": str(self.path), "frames_per_s": self.frames_per_s}
 
     @property
     def up_to_date(self) -> bool:

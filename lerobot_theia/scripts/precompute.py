@@ -1,8 +1,10 @@
 """`lerobot-theia-precompute`: encode every camera frame of a dataset once (settings: configs/precompute.yaml)."""
 
+import json
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -23,7 +25,8 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     fields = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(fields, dict)
     dataset, encoder = fields.pop("dataset"), fields.pop("encoder")
-    fields.pop("wandb")
+    for name in ("wandb", "report"):
+        fields.pop(name)
     if fields["cameras"] is not None:
         fields["cameras"] = tuple(fields["cameras"])
     return {
@@ -84,12 +87,14 @@ def run(config: DictConfig) -> None:
         progress(done, new)
 
     try:
-        precompute(
+        report = precompute(
             PrecomputeSettings(**settings_of(config)),
             say=tqdm.write,
             on_plan=start,
             progress=advance,
         )
+        if config.report:
+            Path(config.report).write_text(json.dumps(report.to_json(), indent=2) + "\n")
     except (CacheError, ValueError, OSError, OmegaConfBaseException) as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
