@@ -7,13 +7,8 @@
     demos/     simulators -> LeRobotDatasets
     scripts/   commands
 
-Data goes through the rooms in this order, and none imports from one further down. Importing this package
-registers the two policy types with LeRobot and nothing else.
+Data goes through the rooms in this order, and none imports from one further down. Importing this package imports
+nothing else: `lerobot_policy_theia`, which LeRobot imports by itself, registers the policies.
 """
 
-from lerobot_theia.policies.theia_act.configuration_theia_act import TheiaACTConfig
-from lerobot_theia.policies.theia_diffusion.configuration_theia_diffusion import TheiaDiffusionConfig
-
 __version__ = "0.1.0"
-
-__all__ = ["TheiaACTConfig", "TheiaDiffusionConfig", "__version__"]

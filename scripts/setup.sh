@@ -30,7 +30,7 @@ fi
 
 python="$(find_python)"
 echo "setup: .venv/ with $("$python" --version) ($python)"
-[ -x .venv/bin/python ] && .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || {
+[ -x .venv/bin/python ] && .venv/bin/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || {
     rm -rf .venv
     "$python" -m venv .venv
 }

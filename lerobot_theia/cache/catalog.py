@@ -1,17 +1,20 @@
 """Which cache under a root serves a request, and if none does, which field stands in the way."""
 
 import logging
+import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from lerobot.datasets.dataset_metadata import CODEBASE_VERSION, LeRobotDatasetMetadata
 
 from lerobot_theia.cache.errors import CacheDamagedError, CacheError, CacheMismatchError
 from lerobot_theia.cache.identity import differences
 from lerobot_theia.cache.manifest import MANIFEST_NAME, Manifest, read_manifest
 from lerobot_theia.cache.plan import make_identity
 from lerobot_theia.cache.reader import FeatureCache
+from lerobot_theia.cache.root import default_cache_root
 from lerobot_theia.cache.source import FileHashes, describe_source
 from lerobot_theia.cache.storage import DTYPES
 from lerobot_theia.encoder import EncoderSpec
@@ -32,23 +35,33 @@ class CacheRequest:
     dtype: str | None = None
     """None takes any; of several, the most precise."""
 
-    @property
-    def command(self) -> str:
-        """The command that makes the cache asked for."""
+    def command(self, root: Path) -> str:
+        """The command that makes the cache asked for, under `root`, ready for a shell."""
         meta = self.meta
         words = [
-            "lerobot-theia-precompute",
-            f"+dataset.repo_id={meta.repo_id}",
-            f"dataset.root={meta.root}",
-            f"encoder.name={self.encoder_name}",
+            override("+dataset.repo_id", meta.repo_id),
+            override("dataset.root", str(meta.root)),
+            override("encoder.name", self.encoder_name),
         ]
+        if meta.revision != CODEBASE_VERSION:
+            words.append(override("dataset.revision", str(meta.revision)))
         if set(self.cameras) != set(meta.camera_keys):
-            words.append(f"'cameras=[{','.join(self.cameras)}]'")
+            words.append(f"cameras=[{','.join(self.cameras)}]")
         if self.pool > 1:
             words.append(f"pool={self.pool}")
         if self.dtype:
             words.append(f"dtype={self.dtype}")
-        return " ".join(words)
+        if root != default_cache_root():
+            words.append(override("cache_root", str(root)))
+        return shlex.join(["lerobot-theia-precompute", *words])
+
+
+def override(key: str, value: str) -> str:
+    """`key=value` as Hydra reads it: quoted where the value holds what its grammar would take apart."""
+    if re.fullmatch(r"[A-Za-z0-9_./~-]+", value):
+        return f"{key}={value}"
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def cache_folders(root: Path) -> Iterator[Path]:
@@ -118,8 +131,8 @@ def explain(root: Path, request: CacheRequest, nearest: tuple[list, Path] | None
         f"encoder {request.encoder_name!r}"
     )
     lines = [head]
-    if nearest and nearest[0][0][0] != "dataset.repo_id":
+    if nearest:
         lines.append(f"the nearest, {nearest[1]}, differs in")
         lines += [f"  {field}: wanted {wanted!r}, it has {has!r}" for field, wanted, has in nearest[0]]
     lines += [f"passed over: {problem}" for problem in damaged]
-    return "\n".join([*lines, "Make it with", f"  {request.command}"])
+    return "\n".join([*lines, "Make it with", f"  {request.command(root)}"])

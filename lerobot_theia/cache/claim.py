@@ -26,7 +26,7 @@ def claim(path: Path) -> Iterator[None]:
             lock.acquire()
     except OSError as error:
         raise CacheError(
-            f"cannot write to the cache root {path.parents[1]}: {error.strerror or error}. Choose a writable place "
+            f"cannot write to {path.parent}: {error.strerror or error}. Choose a writable place "
             "with `cache_root=...` or the environment variable LEROBOT_THEIA_CACHE."
         ) from error
     try:

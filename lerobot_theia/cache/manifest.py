@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from lerobot_theia.cache.errors import CacheDamagedError, CacheError
 from lerobot_theia.cache.files import publish
 from lerobot_theia.cache.identity import CacheIdentity, Json, canonical_json
-from lerobot_theia.cache.shard import ShardKey, ShardLayout, unique_keys
+from lerobot_theia.cache.shard import MAX_HEADER_BYTES, ShardKey, ShardLayout, unique_keys
 from lerobot_theia.cache.source import SourceFile
 
 MANIFEST_NAME = "manifest.json"
@@ -131,14 +132,14 @@ def read_manifest(folder: Path) -> Manifest:
     if body.get("format_version") != FORMAT_VERSION:
         raise CacheError(
             f"{path} has format_version {body.get('format_version')!r}; this plugin reads {FORMAT_VERSION}. "
-            "Upgrade lerobot_policy_theia, or precompute again."
+            "Upgrade lerobot_policy_theia, or delete this cache and precompute again."
         )
     try:
         found = body.pop("checksum")
         if found != checksum(body):
             raise ValueError(f"its checksum is {checksum(body)}, it says {found}")
         return parse(body)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise CacheDamagedError(f"{path} was altered: {error!r:.300}") from error
 
 
@@ -162,8 +163,8 @@ def parse(body: Json) -> Manifest:
         },
         statistics={
             str(camera): TokenStatistics(
-                tuple(float(value) for value in statistics["mean"]),
-                tuple(float(value) for value in statistics["std"]),
+                tuple(finite(value, f"mean of {camera!r}") for value in statistics["mean"]),
+                tuple(finite(value, f"std of {camera!r}") for value in statistics["std"]),
             )
             for camera, statistics in body["statistics"].items()
         },
@@ -180,7 +181,11 @@ def parse(body: Json) -> Manifest:
 
 
 def check(manifest: Manifest) -> None:
-    cameras = manifest.identity.dataset.cameras.keys()
+    """Raises ValueError for sizes that contradict each other, so that no later allocation trusts a number alone."""
+    positive(manifest.num_frames, "num_frames")
+    positive(manifest.identity.encoder.hidden_size, "hidden_size")
+    positive(manifest.identity.tokens.grid, "grid")
+    cameras, layout = manifest.identity.dataset.cameras.keys(), manifest.layout
     for part in (manifest.shards, manifest.statistics, manifest.files):
         if part.keys() != cameras:
             raise ValueError(f"cameras {sorted(part)} and {sorted(cameras)} differ")
@@ -191,14 +196,26 @@ def check(manifest: Manifest) -> None:
             raise ValueError(
                 f"{len(manifest.shards[camera])} shards for {manifest.num_frames} frames of {camera!r}"
             )
-        dim = manifest.layout.dim
+        for shard, record in enumerate(manifest.shards[camera]):
+            frames = min(manifest.shard_frames, manifest.num_frames - shard * manifest.shard_frames)
+            payload = layout.payload_bytes(frames)
+            if not payload < record.size <= payload + 8 + MAX_HEADER_BYTES:
+                raise ValueError(
+                    f"shard {shard} of {camera!r} has {record.size} bytes for {payload} of tensors"
+                )
         statistics = manifest.statistics[camera]
-        if not len(statistics.mean) == len(statistics.std) == dim:
-            raise ValueError(f"statistics of {camera!r} are not {dim} channels")
+        if not len(statistics.mean) == len(statistics.std) == layout.dim:
+            raise ValueError(f"statistics of {camera!r} are not {layout.dim} channels")
 
 
 def num_shards(num_frames: int, shard_frames: int) -> int:
     return -(-num_frames // shard_frames)
+
+
+def finite(value: object, name: str) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
+        raise ValueError(f"{name} holds {value!r:.80}, not a finite number")
+    return float(value)  # type: ignore[arg-type]
 
 
 def positive(value: object, name: str) -> int:

@@ -13,7 +13,7 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,8 @@ class Report:
 
     @property
     def up_to_date(self) -> bool:
-        return self.frames_encoded == 0
+        """Whether there was nothing to do."""
+        return self.frames_encoded == 0 and not self.problems
 
     @property
     def frames_per_s(self) -> float:
@@ -131,6 +132,9 @@ class Run:
         started = datetime.datetime.now(datetime.UTC)
         remove_temporaries(self.plan.path)
         previous = self.previous_manifest()
+        if previous is not None and previous.shard_frames != self.plan.shard_frames:
+            # Another `shard_mib` is no reason to make a finished cache anew.
+            self.plan = replace(self.plan, shard_frames=previous.shard_frames)
         todo = self.find_work(previous)
         self.check_space(sum(frames for *_, frames in todo))
         self.progress(self.report.frames_kept, 0)
@@ -155,7 +159,7 @@ class Run:
         if report.up_to_date:
             checked = "checked" if self.plan.settings.verify else "headers checked"
             return f"nothing to do: the cache is complete ({report.frames_kept:,} frames, {checked}): {report.path}"
-        mended = f", {len(report.problems)} damaged shard(s) mended" if report.problems else ""
+        mended = f", {len(report.problems)} damaged file(s) mended" if report.problems else ""
         return (
             f"{report.frames_encoded:,} frames encoded in {report.seconds:.1f} s ({report.frames_per_s:.1f} frames/s), "
             f"{report.frames_kept:,} kept{mended}: {report.path}"
@@ -167,6 +171,9 @@ class Run:
         except CacheDamagedError as error:
             if (self.plan.path / MANIFEST_NAME).exists():
                 self.note(str(error))
+            return None
+        if manifest.identity != self.plan.identity:
+            self.note(f"{self.plan.path / MANIFEST_NAME} is that of another cache")
             return None
         return manifest
 
@@ -192,9 +199,9 @@ class Run:
             path = shard_path(self.plan.path, camera, shard)
             try:
                 opened = self.open_shard(camera, shard)
-                if self.plan.settings.verify:
-                    opened.verify()
                 recorded = self.recorded(previous, camera, shard)
+                if self.plan.settings.verify and recorded is None:
+                    opened.verify()
                 if recorded and not self.plan.settings.verify:
                     self.records[camera, shard] = recorded
                 else:
@@ -210,9 +217,7 @@ class Run:
         return todo
 
     def recorded(self, previous: Manifest | None, camera: str, shard: int) -> ShardRecord | None:
-        if previous is None or previous.shard_frames != self.plan.shard_frames:
-            return None
-        return previous.shards[camera][shard]
+        return None if previous is None else previous.shards[camera][shard]
 
     def check_space(self, frames: int) -> None:
         needed = int(frames * self.plan.bytes_per_frame * 1.01)

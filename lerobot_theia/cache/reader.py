@@ -21,7 +21,8 @@ class FeatureCache:
         cache.gather("observation.image", [17, 18])  # (2, 196, 192) float16
 
     Opening reads the manifest and looks at the size of each shard. A shard is mapped into memory when a row of
-    it is first asked for. Pickling an open cache pickles its path, so loader workers map the files themselves.
+    it is first asked for. Pickling an open cache pickles its path and manifest and no tokens: loader workers map
+    the files themselves.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -78,7 +79,7 @@ class FeatureCache:
     ) -> Tensor:
         """One copy per row, in the order the rows lie on disk."""
         out = torch.empty((len(indices), *shape), dtype=dtype)
-        rows = out.view(len(indices), -1).view(torch.uint8).numpy()
+        rows = out.flatten(1).view(torch.uint8).numpy()
         shards, offsets = np.divmod(indices, self.manifest.shard_frames)
         for i in np.argsort(indices, kind="stable"):
             rows[i] = self._shard_rows(camera, int(shards[i]), name)[offsets[i]]

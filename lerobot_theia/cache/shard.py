@@ -13,6 +13,7 @@ tensors in the order above, so that a shard found after an interruption proves i
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -61,6 +62,10 @@ class ShardLayout:
             tensors["scale"] = (torch.float32, (frames, self.num_tokens))
         return tensors | {"sum": (torch.float64, (self.dim,)), "sum_sq": (torch.float64, (self.dim,))}
 
+    def payload_bytes(self, frames: int) -> int:
+        """Bytes of a shard's tensors, without its header."""
+        return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.tensors(frames).values())
+
 
 def shard_path(cache: Path, camera: str, shard: int) -> Path:
     """Names are computed, never read from a file, so no manifest can point outside its folder."""
@@ -102,15 +107,16 @@ class Shard:
                 raise ValueError(f"it says it is {metadata.key}, expected {key}")
             bounds = check_entries(entries, expected, size - base)
             file = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+            self.tensors = {
+                # Fails, as it should, for offsets that are not multiples of the type's size.
+                name: file[base + start : base + stop].view(expected[name][0]).view(expected[name][1])
+                for name, (start, stop) in bounds.items()
+            }
         except FileNotFoundError:
             raise CacheDamagedError(f"shard {path} is missing") from None
         except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CacheDamagedError(f"shard {path} is damaged: {error}") from error
         self._sha256 = metadata.sha256
-        self.tensors = {
-            name: file[base + start : base + stop].view(expected[name][0]).view(expected[name][1])
-            for name, (start, stop) in bounds.items()
-        }
 
     def verify(self) -> None:
         """Read every byte. Raises CacheDamagedError when the contents are not what was written."""
@@ -156,7 +162,7 @@ def check_entries(entries: dict, expected: dict, size: int) -> dict[str, tuple[i
         if {"dtype": entry["dtype"], "shape": entry["shape"]} != wanted:
             raise ValueError(f"tensor {name!r} is {entry}, expected {wanted}")
         start, stop = entry["data_offsets"]
-        if type(start) is not int or stop - start != dtype.itemsize * torch.Size(shape).numel():
+        if not type(start) is type(stop) is int or stop - start != dtype.itemsize * math.prod(shape):
             raise ValueError(f"tensor {name!r} spans bytes {start}..{stop}, which is not its shape's size")
         bounds[name] = (start, stop)
     if not tiles(bounds.values(), size):

@@ -41,7 +41,7 @@ class FileHashes:
         self._path = cache_root / ".hashes.json"
         self._known: dict[str, list] = {}
         self._changed = False
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             known = json.loads(self._path.read_text())
             self._known = known if isinstance(known, dict) else {}
 
@@ -50,8 +50,9 @@ class FileHashes:
         path = path.resolve()
         status = path.stat()
         entry = self._known.get(str(path))
-        if not (isinstance(entry, list) and entry[:2] == [status.st_size, status.st_mtime_ns]):
-            entry = [status.st_size, status.st_mtime_ns, sha256_of_file(path)]
+        fresh = [status.st_size, status.st_mtime_ns]
+        if not (isinstance(entry, list) and len(entry) == 3 and entry[:2] == fresh and type(entry[2]) is str):
+            entry = [*fresh, sha256_of_file(path)]
             self._known[str(path)] = entry
             self._changed = True
         return SourceFile(str(path), status.st_size, entry[2])

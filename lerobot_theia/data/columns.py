@@ -3,6 +3,7 @@
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -33,10 +34,11 @@ def to_numpy(column: "pa.Array | pa.ChunkedArray", rows: int) -> np.ndarray | No
         column = column.storage
     shape = [rows]
     while pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
-        column, outer = column.flatten(), len(column)
-        if outer == 0 or len(column) % outer:
-            return None
-        shape.append(len(column) // outer)
+        lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+        if len(lengths) != 1 or lengths == [None]:
+            return None  # no rows, ragged or null ones
+        shape.append(lengths[0])
+        column = column.flatten()
     if column.null_count or not (
         pa.types.is_integer(column.type)
         or pa.types.is_floating(column.type)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lerobot_theia.data.keys import tokens_key
 from lerobot_theia.encoder import PUBLISHED_LICENSE, EncoderSpec, TheiaEncoder
+from lerobot_theia.encoder.names import canonical_name
 from lerobot_theia.policies.common.features import FrozenFeatures
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,11 @@ def carried_encoder(config: Any) -> EncoderSpec:
         raise ValueError(
             "the checkpoint's config.json does not describe its encoder (encoder_spec): it was not written by a Theia "
             "policy, or was edited"
+        )
+    if Path(canonical_name(config.encoder)).name != Path(spec.name).name:
+        raise ValueError(
+            f"the checkpoint carries the encoder {spec.name!r}, its policy was trained on that one's tokens and cannot "
+            f"take those of {config.encoder!r}; leave --policy.encoder out"
         )
     return spec
 

@@ -1,0 +1,282 @@
+"""Both policies, in training: frozen encoder, cached and online alike, checkpoints that stand on their own."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from lerobot.utils.constants import ACTION
+from safetensors.torch import load_file, save_file
+
+from lerobot_theia.cache.storage import encode_tokens
+from lerobot_theia.data.keys import scale_key, tokens_key
+from lerobot_theia.encoder import TheiaEncoder
+from tests.policies.conftest import (
+    CLASSES,
+    ONE_CAMERA,
+    POLICIES,
+    TWO_CAMERAS,
+    make_config,
+    make_policy,
+    training_batch,
+    with_tokens,
+)
+
+HEADS = ("spatial_softmax", "compression", "attention", "mean")
+
+
+def loss_of(policy, batch) -> torch.Tensor:
+    torch.manual_seed(1)  # dropout, diffusion noise and VAE samples
+    return policy.forward(dict(batch))[0]
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_lerobot_finds_the_policy_by_its_type(kind):
+    assert PreTrainedConfig.get_choice_class(kind) is CLASSES[kind][0]
+    assert get_policy_class(kind) is CLASSES[kind][1]
+    config = make_config(kind)
+    assert config.type == CLASSES[kind][1].name == kind
+    preprocessor, postprocessor = make_pre_post_processors(config, dataset_stats={})
+    assert preprocessor.steps
+    assert postprocessor.steps
+
+
+@pytest.mark.parametrize(
+    "cameras", [ONE_CAMERA, TWO_CAMERAS], ids=["one camera", "two cameras of different size"]
+)
+@pytest.mark.parametrize("kind", POLICIES)
+def test_cached_and_online_are_the_same_policy(kind, cameras):
+    policy = make_policy(kind, cameras).train()
+    batch = training_batch(policy)
+    online = loss_of(policy, batch)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)):
+        cached = loss_of(policy, with_tokens(batch, policy, dtype))
+        assert cached.item() == pytest.approx(online.item(), rel=tolerance)
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_int8_tokens_are_decoded_on_the_device(kind):
+    policy = make_policy(kind).train()
+    batch = training_batch(policy)
+    cached = with_tokens(batch, policy, torch.float32)
+    key = tokens_key("observation.image")
+    stored = encode_tokens(cached[key].flatten(0, -3), "int8")
+    cached[key] = stored.tokens.view(cached[key].shape)
+    cached[scale_key("observation.image")] = stored.scale.view(cached[key].shape[:-1])
+    assert loss_of(policy, cached).item() == pytest.approx(loss_of(policy, batch).item(), rel=2e-2)
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_pooled_tokens_apply_to_cached_and_live_frames_alike(kind):
+    policy = make_policy(kind, token_pool=2).train()
+    batch = training_batch(policy)
+    assert policy.features.map_shape == (192, 7, 7)
+    cached = loss_of(policy, with_tokens(batch, policy, torch.float32))
+    assert cached.item() == pytest.approx(loss_of(policy, batch).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("shared", [True, False], ids=["one head for all cameras", "a head per camera"])
+def test_each_token_head_learns_and_sees(head, shared):
+    policy = make_policy(
+        "theia_diffusion",
+        TWO_CAMERAS,
+        token_head=head,
+        token_head_dim=16,
+        use_separate_rgb_encoder_per_camera=not shared,
+    ).train()
+    batch = with_tokens(training_batch(policy), policy, torch.float32)
+    loss_of(policy, batch).backward()
+    parameters = dict(policy.diffusion.rgb_encoder.named_parameters())
+    assert parameters
+    assert all(
+        parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in parameters.values()
+    )
+    key = tokens_key("observation.images.wrist")
+    changed = batch | {key: batch[key].flip(-2)}
+    if head != "mean":  # the mean does not know where a token is
+        assert loss_of(policy, changed) != loss_of(policy, batch)
+    assert loss_of(policy, batch | {key: batch[key] + 1.0}) != loss_of(policy, batch)
+
+
+def test_act_takes_each_patch_as_a_token_with_its_position():
+    policy = make_policy("theia_act", TWO_CAMERAS).eval()
+    seen = []
+    policy.model.encoder.register_forward_hook(
+        lambda module, args, kwargs, output: seen.append((args[0].shape, kwargs["pos_embed"].shape)),
+        with_kwargs=True,
+    )
+    policy.predict_action_chunk({k: v for k, v in training_batch(policy).items() if k != ACTION})
+    tokens, positions = seen[0]
+    assert tokens[0] == positions[0] == 2 + 2 * 196  # latent, state, and the patches of two cameras
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_the_encoder_is_frozen_in_every_sense(kind):
+    policy = make_policy(kind).train()
+    encoder = policy.features.encoder
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    assert not any(module.training for module in encoder.modules())
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+    config = policy.config.get_optimizer_preset()
+    optimizer = config.build(policy.get_optim_params())
+    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert not optimized & {id(parameter) for parameter in encoder.parameters()}
+    trainable = {id(p) for p in policy.parameters() if p.requires_grad}
+    assert optimized == trainable
+
+    loss_of(policy, training_batch(policy)).backward()
+    optimizer.step()
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+    assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_training_from_tokens_never_runs_the_encoder(kind, count_encoded):
+    policy = make_policy(kind, features="cached").train()
+    batch = with_tokens(training_batch(policy), policy, torch.float16)
+    count_encoded().clear()
+    loss_of(policy, batch)
+    assert count_encoded() == []
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_cached_refuses_frames_in_training_but_not_in_rollouts(kind):
+    policy = make_policy(kind, features="cached").train()
+    with pytest.raises(RuntimeError, match=r"features=cached.*frames.*observation\.image"):
+        policy.forward(training_batch(policy))
+    policy.eval().forward(training_batch(policy))
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_a_checkpoint_stands_on_its_own(kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    policy = make_policy(kind, TWO_CAMERAS).eval()
+    policy.save_pretrained(tmp_path / "checkpoint")
+    shutil.copytree(tmp_path / "checkpoint", tmp_path / "elsewhere")
+    monkeypatch.setattr(
+        TheiaEncoder, "from_pretrained", lambda *_, **__: pytest.fail("a checkpoint must not load an encoder")
+    )
+    loaded = CLASSES[kind][1].from_pretrained(tmp_path / "elsewhere")
+    batch = training_batch(policy)
+    assert torch.equal(loss_of(loaded, batch), loss_of(policy, batch))
+    assert loaded.config.encoder_spec == policy.features.encoder.spec
+    assert not loaded.config.encoder_spec.trained  # the checkpoint says what its encoder is
+
+
+def test_an_encoder_that_was_changed_in_the_checkpoint_is_refused(tmp_path: Path):
+    make_policy("theia_act").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("cls_token"))
+    tensors[name][0, 0, 0] += 1
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="weights"):
+        CLASSES["theia_act"][1].from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_without_its_encoder_is_refused(tmp_path: Path):
+    make_policy("theia_act").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {k: v for k, v in tensors.items() if "encoder.backbone" not in k}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(RuntimeError, match="cls_token"):
+        CLASSES["theia_act"][1].from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_whose_config_does_not_describe_the_encoder_is_refused(tmp_path: Path):
+    make_policy("theia_act").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["encoder_spec"] = None
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="encoder_spec"):
+        CLASSES["theia_act"][1].from_pretrained(tmp_path)
+
+
+def test_another_encoder_cannot_be_asked_of_a_checkpoint(tmp_path: Path):
+    make_policy("theia_act").save_pretrained(tmp_path)
+    config = PreTrainedConfig.from_pretrained(tmp_path, cli_overrides=["--encoder=random-small"])
+    with pytest.raises(ValueError, match=r"random-tiny.*random-small"):
+        CLASSES["theia_act"][1].from_pretrained(tmp_path, config=config)
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_a_policy_without_token_statistics_is_refused(kind):
+    with pytest.raises(ValueError, match=r"no token statistics for camera 'observation\.image'"):
+        CLASSES[kind][1](make_config(kind), dataset_stats={})
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        ("theia_act", "vision_backbone", "resnet50"),
+        ("theia_act", "optimizer_lr_backbone", 1e-4),
+        ("theia_diffusion", "crop_shape", (84, 84)),
+        ("theia_diffusion", "resize_shape", (112, 112)),
+        ("theia_diffusion", "use_group_norm", True),
+    ],
+)
+def test_settings_of_the_replaced_resnet_are_refused(kind, field, value):
+    with pytest.raises(ValueError, match=field):
+        make_config(kind, **{field: value})
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_normalised_images_are_refused(kind):
+    modes = {
+        "VISUAL": NormalizationMode.MEAN_STD,
+        "STATE": NormalizationMode.MEAN_STD,
+        "ACTION": NormalizationMode.MEAN_STD,
+    }
+    with pytest.raises(ValueError, match="IDENTITY"):
+        make_config(kind, normalization_mapping=modes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": "fast"}, "auto, cached, online"),
+        ({"token_pool": 0}, "token_pool=0"),
+        ({"token_head": "cls"}, "spatial_softmax"),
+    ],
+)
+def test_unknown_choices_list_the_known_ones(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_config("theia_diffusion", **changes)
+
+
+def test_a_pool_that_does_not_tile_the_grid_is_refused():
+    with pytest.raises(ValueError, match=r"pool=4 does not tile the 14x14"):
+        make_policy("theia_act", token_pool=4)
+
+
+def test_the_compression_head_says_that_it_takes_14x14():
+    with pytest.raises(ValueError, match=r"14x14.*7x7"):
+        make_policy("theia_diffusion", token_head="compression", token_pool=2)
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_a_policy_without_cameras_is_refused(kind):
+    with pytest.raises(ValueError, match="at least one camera"):
+        make_policy(kind, {})
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_a_grayscale_camera_is_refused(kind):
+    config = make_config(kind)
+    config.input_features["observation.image"].shape = (1, 96, 96)
+    with pytest.raises(ValueError, match=r"'observation\.image'.*\(1, 96, 96\)"):
+        config.validate_features()
+
+
+def test_the_model_card_names_the_encoder_and_its_licence(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ModelCard, "validate", lambda card: None)  # LeRobot asks the Hub
+    card = make_policy("theia_act").generate_model_card("local/pusht", "theia_act", None, None)
+    assert "random-tiny" in card.text
+    assert "untrained" in card.text
+    assert "Licence of the encoder" in card.text
+    assert card.data.license == "apache-2.0"
