@@ -11,7 +11,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-encoder="random-tiny" demos=100 steps=6000 rollouts=50 out="outputs/quickstart"
+encoder="random-tiny" demos=100 steps=4000 rollouts=50 out="outputs/quickstart"
 if [ "${1:-}" = "--smoke" ]; then
     demos=8 steps=150 rollouts=4 out="outputs/quickstart-smoke"
 elif [ $# -gt 0 ]; then
@@ -32,14 +32,14 @@ python scripts/record_pusht_demos.py --root "$dataset" --episodes "$demos" --if-
 
 say "2/5 encode their frames once"
 lerobot-theia-precompute dataset=pusht_expert dataset.root="$dataset" encoder.name="$encoder" \
-    cache_root="$out/cache" report="$out/precompute.json"
+    pool=2 cache_root="$out/cache" report="$out/precompute.json"
 
 say "3/5 train theia_act from the cache, $steps steps"
 rm -rf "$train" "$eval" # a policy of an earlier run
 lerobot-train \
     --policy.type=theia_act --policy.encoder="$encoder" --policy.features=cached --policy.cache_root="$out/cache" \
-    --policy.device=cpu --policy.push_to_hub=false \
-    --policy.chunk_size=16 --policy.n_action_steps=8 --policy.use_vae=false --policy.dropout=0.05 \
+    --policy.token_pool=2 --policy.device=cpu --policy.push_to_hub=false \
+    --policy.chunk_size=16 --policy.n_action_steps=8 --policy.use_vae=false --policy.dropout=0.0 \
     --policy.dim_model=128 --policy.n_heads=4 --policy.dim_feedforward=512 --policy.n_encoder_layers=2 \
     --policy.optimizer_lr=5e-4 \
     --dataset.repo_id=local/pusht_expert --dataset.root="$dataset" \

@@ -14,6 +14,7 @@ from PIL import Image
 
 from lerobot_theia.cache import FeatureCache
 from lerobot_theia.cache.plan import format_bytes
+from lerobot_theia.encoder import TheiaEncoder
 
 PICTURED_FRAMES = 8
 TILE = 168
@@ -83,14 +84,12 @@ def pick_video(folder: Path) -> Path:
 
 
 def draw_tokens(cache: FeatureCache, dataset_root: Path) -> Image.Image:
-    """Frames over their tokens, coloured by the first three principal components over the frames shown."""
+    """Frames over their 14x14 tokens, coloured by the first three principal components over the frames shown."""
     dataset = LeRobotDataset(cache.manifest.identity.dataset.repo_id, root=dataset_root, return_uint8=True)
-    camera = cache.cameras[0]
-    indices = (
-        np.linspace(0, dataset.meta.episodes["dataset_to_index"][0] - 1, PICTURED_FRAMES).astype(int).tolist()
-    )
-    frames = torch.stack([dataset[index][camera] for index in indices])  # (F, 3, H, W) uint8
-    tokens = cache.gather(camera, indices).float()  # (F, N, D)
+    last = dataset.meta.episodes["dataset_to_index"][0] - 1
+    indices = np.linspace(0, last, PICTURED_FRAMES).astype(int).tolist()
+    frames = torch.stack([dataset[index][cache.cameras[0]] for index in indices])  # (F, 3, H, W) uint8
+    tokens = TheiaEncoder.from_pretrained(cache.manifest.encoder_name, translators=False)(frames)  # (F, N, D)
     side = round(tokens.shape[1] ** 0.5)
     centred = tokens.flatten(0, 1) - tokens.mean((0, 1))
     _, _, directions = torch.pca_lowrank(centred, q=3, center=False)

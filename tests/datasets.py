@@ -38,7 +38,8 @@ def make_dataset(
 
     Args:
         root: where the dataset will stand.
-        episodes: frames in each episode; tasks take turns.
+        episodes: frames in each episode; tasks take turns. LeRobot cannot sum up a matrix column of an episode of
+            one frame.
         cameras: camera name to (height, width) or (height, width, channels).
         use_videos: keep frames as videos; else as images inside the parquet files.
         fps: frames per second.
@@ -66,8 +67,7 @@ def make_dataset(
         features,
         root=root,
         use_videos=use_videos,
-        # Every frame a key frame, and the quickest preset there is.
-        rgb_encoder=RGBEncoderConfig(vcodec="libsvtav1", preset=12, g=1),
+        rgb_encoder=RGBEncoderConfig(vcodec="libsvtav1", preset=12),  # the quickest
         encoder_threads=1,
         video_files_size_in_mb=at_most_mb,  # type: ignore[arg-type]
         data_files_size_in_mb=at_most_mb,  # type: ignore[arg-type]

@@ -38,7 +38,7 @@ class CameraFrames:
         self.root = meta.root
         self.is_video = camera in meta.video_keys
         self.height, self.width, _ = image_shape(meta, camera)
-        self._table = frame_table(meta, camera, "video" if self.is_video else "image")
+        self._table = frame_table(meta, camera)
         self._starts = np.array([row["from"] for row in self._table])
         # Under an episode filter the loaded rows are not the absolute frame indices.
         self._rows = dataset.absolute_to_relative_idx

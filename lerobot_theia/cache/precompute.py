@@ -41,6 +41,7 @@ from lerobot_theia.cache.plan import Plan, PrecomputeSettings, format_bytes, mak
 from lerobot_theia.cache.pooling import pool_tokens
 from lerobot_theia.cache.prefetch import prefetch
 from lerobot_theia.cache.shard import Shard, shard_path, write_shard
+from lerobot_theia.cache.source import missing_files, select_cameras
 from lerobot_theia.cache.storage import FLOAT_DTYPES, StoredTokens, encode_tokens
 from lerobot_theia.encoder import TheiaEncoder
 from lerobot_theia.encoder.preprocess import preprocess
@@ -110,7 +111,32 @@ def open_metadata(settings: PrecomputeSettings) -> LeRobotDatasetMetadata:
             f"dataset.root={settings.root} holds no LeRobotDataset (meta/info.json is missing); check the path, or "
             "leave dataset.root out to look on the Hub"
         )
-    return LeRobotDatasetMetadata(settings.repo_id, root=settings.root, revision=settings.revision)
+    meta = LeRobotDatasetMetadata(settings.repo_id, root=settings.root, revision=settings.revision)
+    if missing := missing_files(meta, select_cameras(meta, settings.cameras)):
+        # A dataset of the Hub of which only the metadata is here. LeRobot downloads the rest when it opens it.
+        try:
+            meta = open_dataset(settings).meta
+        except CacheError as error:
+            raise CacheError(
+                f"dataset {settings.repo_id!r} is not whole: {missing[0]} is missing ({error})"
+            ) from error
+    return meta
+
+
+def open_dataset(settings: PrecomputeSettings) -> LeRobotDataset:
+    """Raises CacheError when LeRobot cannot read the dataset, or cannot download what is missing of it."""
+    try:
+        return LeRobotDataset(
+            settings.repo_id,
+            root=settings.root,
+            revision=settings.revision,
+            video_backend=settings.video_backend,
+            return_uint8=True,
+        )
+    except Exception as error:  # Whatever parquet, datasets, the Hub or the network raise.
+        raise CacheError(
+            f"LeRobot cannot open dataset {settings.repo_id!r}: {type(error).__name__}: {error}"
+        ) from error
 
 
 class Run:
@@ -231,13 +257,7 @@ class Run:
             )
 
     def encode(self, todo: list[tuple[str, int, int, int]]) -> None:
-        dataset = LeRobotDataset(
-            self.plan.settings.repo_id,
-            root=self.plan.settings.root,
-            revision=self.plan.settings.revision,
-            video_backend=self.plan.settings.video_backend,
-            return_uint8=True,
-        )
+        dataset = open_dataset(self.plan.settings)
         sources = {camera: CameraFrames(dataset, camera) for camera in {camera for camera, *_ in todo}}
         pending: dict[Future[str], tuple[str, int]] = {}
         with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:

@@ -119,8 +119,7 @@ def describe_source(
     check_frame_index(meta)
     identities, files = {}, {}
     for camera in cameras:
-        kind = "video" if camera in meta.video_keys else "image"
-        table = frame_table(meta, camera, kind)
+        table = frame_table(meta, camera)
         recorded = {file.path: file for file in (known_files or {}).get(camera, ())}
         camera_files = []
         for path in dict.fromkeys(row["file"] for row in table):
@@ -136,7 +135,7 @@ def describe_source(
                 )
         height, width, _ = image_shape(meta, camera)
         identities[camera] = CameraIdentity(
-            kind=kind,
+            kind="video" if camera in meta.video_keys else "image",
             height=height,
             width=width,
             frames=sha256_of_json(table),
@@ -151,6 +150,12 @@ def describe_source(
         cameras=identities,
     )
     return DatasetSource(identity, files)
+
+
+def missing_files(meta: LeRobotDatasetMetadata, cameras: Iterable[str]) -> list[Path]:
+    """Files with frames of `cameras` that are not on this machine."""
+    files = {meta.root / row["file"] for camera in cameras for row in frame_table(meta, camera)}
+    return sorted(file for file in files if not file.is_file())
 
 
 def check_frame_index(meta: LeRobotDatasetMetadata) -> None:
@@ -171,12 +176,13 @@ def check_frame_index(meta: LeRobotDatasetMetadata) -> None:
         )
 
 
-def frame_table(meta: LeRobotDatasetMetadata, camera: str, kind: str) -> list[dict]:
+def frame_table(meta: LeRobotDatasetMetadata, camera: str) -> list[dict]:
     """One row per episode: its frames, the file that holds them, and where in it they start (seconds)."""
     episodes = meta.episodes
-    prefix = f"videos/{camera}" if kind == "video" else "data"
-    starts = episodes[f"{prefix}/from_timestamp"] if kind == "video" else [0.0] * len(episodes)
-    template = meta.video_path if kind == "video" else meta.data_path
+    is_video = camera in meta.video_keys
+    prefix = f"videos/{camera}" if is_video else "data"
+    starts = episodes[f"{prefix}/from_timestamp"] if is_video else [0.0] * len(episodes)
+    template = meta.video_path if is_video else meta.data_path
     if template is None:
         raise CacheError(f"dataset {meta.repo_id!r} has video features but no `video_path` in meta/info.json")
     return [

@@ -1,0 +1,270 @@
+"""The two commands: what they say, how they end, and what they leave behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lerobot_theia.cache import FeatureCache
+from lerobot_theia.scripts import cache as cache_command
+from tests.cache.helpers import TOP, WRIST, copy_of, digests, run, shards, strays
+from tests.datasets import REPO_ID
+
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def run_command(name: str, *words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command as installed beside this Python, in a folder of its own."""
+    return subprocess.run(
+        [Path(sys.executable).with_name(name), *words],
+        cwd=cwd,
+        env=ENVIRONMENT | environment,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+
+
+def precompute_words(dataset: Path, cache_root: Path, *more: str) -> list[str]:
+    return [
+        f"+dataset.repo_id={REPO_ID}",
+        f"dataset.root={dataset}",
+        "encoder=random_tiny",
+        f"cache_root={cache_root}",
+        "device=cpu",
+        *more,
+    ]
+
+
+class TestCacheCommand:
+    """`lerobot-theia-cache`, in this process: starting one takes seconds."""
+
+    @pytest.fixture
+    def command(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+        def run_it(*words: object) -> tuple[int, str]:
+            """Exit status, and all that was written."""
+            monkeypatch.setattr(sys, "argv", ["lerobot-theia-cache", *map(str, words)])
+            with pytest.raises(SystemExit) as exit_:
+                cache_command.main()
+            code = exit_.value.code
+            written = capsys.readouterr()
+            text = code if isinstance(code, str) else ""
+            return (1 if text else int(code or 0)), written.out + written.err + text
+
+        return run_it
+
+    @pytest.fixture
+    def cache(self, video_cache: FeatureCache, tmp_path: Path) -> FeatureCache:
+        return copy_of(video_cache, tmp_path)
+
+    def test_ls_tells_what_each_cache_is(self, command, cache: FeatureCache) -> None:
+        status, text = command("ls", cache.path.parents[1])
+        assert status == 0
+        assert str(cache.path) in text
+        assert "local/tiny, 16 frames x 2 camera(s), random-tiny, 14x14 x 192 float16, 2.4" in text
+
+    def test_ls_looks_where_precompute_puts_caches(
+        self, command, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LEROBOT_THEIA_CACHE", str(cache.path.parents[1]))
+        assert str(cache.path) in command("ls")[1]
+
+    def test_ls_shows_a_damaged_manifest_and_goes_on(self, command, cache: FeatureCache) -> None:
+        other = cache.path.parent / "another"
+        other.mkdir()
+        (other / "manifest.json").write_text("{}")
+        status, text = command("ls", cache.path.parents[1])
+        assert status == 0 and f"{other}\n    DAMAGED" in text and "16 frames" in text
+
+    def test_ls_of_nothing(self, command, tmp_path: Path) -> None:
+        assert command("ls", tmp_path) == (0, f"no caches under {tmp_path}\n")
+
+    def test_info_is_json_with_the_whole_identity(self, command, cache: FeatureCache) -> None:
+        status, text = command("info", cache.path)
+        told = json.loads(text)
+        assert status == 0
+        assert told["identity"] == cache.manifest.identity.to_json()
+        assert told["shards"] == {TOP: 2, WRIST: 2} and told["made_with"]["settings"]["batch_size"] == 64
+
+    def test_verify_of_a_whole_cache(self, command, cache: FeatureCache) -> None:
+        status, text = command("verify", cache.path)
+        assert status == 0 and "every byte is as it was written" in text
+
+    def test_verify_names_damage_and_fails(self, command, cache: FeatureCache) -> None:
+        path = shards(cache.path)[2]
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        status, text = command("verify", cache.path)
+        assert status == 1 and f"shard {path} was altered" in text and "1 shard(s)" in text
+
+    @pytest.mark.parametrize("word", ["info", "verify"])
+    def test_what_is_no_cache_is_said_in_one_line(self, command, tmp_path: Path, word: str) -> None:
+        status, text = command(word, tmp_path)
+        assert status == 1 and text.startswith(f"lerobot-theia-cache: {tmp_path} holds no manifest.json")
+
+    def test_rm_deletes_a_cache_and_nothing_beside_it(self, command, cache: FeatureCache) -> None:
+        beside = cache.path.parent / "notes.txt"
+        beside.write_text("mine")
+        status, text = command("rm", "-y", cache.path)
+        assert status == 0 and "deleted" in text
+        assert not cache.path.exists() and beside.read_text() == "mine"
+
+    def test_rm_never_deletes_what_is_not_its_own(self, command, cache: FeatureCache) -> None:
+        foreign = [cache.path / "notes.txt", cache.path / TOP / "best.safetensors", cache.path / "sub" / "x"]
+        for path in foreign:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("mine")
+        assert command("rm", "-y", cache.path)[0] == 0
+        assert [path.read_text() for path in foreign] == ["mine"] * 3
+        assert not (cache.path / "manifest.json").exists()
+        assert not list(cache.path.glob("*/0*.safetensors"))
+
+    def test_rm_asks_first(self, command, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("builtins.input", lambda _: "n")
+        assert command("rm", cache.path)[0] == 1
+        assert FeatureCache.open(cache.path).verify() == []
+
+    def test_rm_refuses_what_is_no_cache(self, command, tmp_path: Path) -> None:
+        (tmp_path / "precious.txt").write_text("mine")
+        status, text = command("rm", "-y", tmp_path)
+        assert status == 1 and "is no feature cache" in text
+        assert (tmp_path / "precious.txt").exists()
+
+    def test_rm_refuses_a_link(self, command, cache: FeatureCache, tmp_path: Path) -> None:
+        link = tmp_path / "link"
+        link.symlink_to(cache.path)
+        assert command("rm", "-y", link)[0] == 1
+        assert FeatureCache.open(cache.path).verify() == []
+
+    def test_rm_refuses_a_root_of_caches(self, command, cache: FeatureCache) -> None:
+        assert command("rm", "-y", cache.path.parents[1])[0] == 1
+        assert FeatureCache.open(cache.path).verify() == []
+
+    @pytest.mark.xfail(strict=True, reason="rm goes by names alone")
+    @pytest.mark.parametrize("place", ["manifest.json", "llama/000001.safetensors"])
+    def test_rm_refuses_files_that_only_look_like_its_own(self, command, tmp_path: Path, place: str) -> None:
+        path = tmp_path / "theirs" / place
+        path.parent.mkdir(parents=True)
+        path.write_text('{"name": "a web app"}')
+        assert command("rm", "-y", tmp_path / "theirs")[0] == 1
+        assert path.exists()
+
+
+@pytest.mark.slow
+class TestPrecomputeCommand:
+    """`lerobot-theia-precompute`, as users start it."""
+
+    def test_makes_a_cache_once_and_leaves_nothing_in_the_current_folder(
+        self, video_dataset: Path, tmp_path: Path
+    ) -> None:
+        here = tmp_path / "here"
+        here.mkdir()
+        words = precompute_words(video_dataset, tmp_path / "caches", f"cameras=[{WRIST}]", "pool=2")
+        done = run_command("lerobot-theia-precompute", *words, cwd=here)
+        assert done.returncode == 0, done.stderr
+        assert "16 frames encoded" in done.stdout + done.stderr
+        [manifest] = (tmp_path / "caches").glob("*/*/manifest.json")
+        assert FeatureCache.open(manifest.parent).cameras == [WRIST]
+
+        again = run_command("lerobot-theia-precompute", *words, cwd=here)
+        assert again.returncode == 0 and "nothing to do" in again.stdout + again.stderr
+        assert list(here.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            ([], "which dataset? Name one of configs/dataset"),
+            (
+                ["+dataset.repo_id=a/b", "dataset.root=/nowhere"],
+                "dataset.root=/nowhere holds no LeRobotDataset",
+            ),
+            (["+dataset.repo_id=a/b", "dtype=float12"], "dtype='float12' is not a storage type"),
+        ],
+    )
+    def test_a_wrong_request_is_one_line_and_no_traceback(
+        self, tmp_path: Path, words: list[str], message: str
+    ) -> None:
+        done = run_command(
+            "lerobot-theia-precompute",
+            "encoder=random_tiny",
+            f"cache_root={tmp_path}/caches",
+            *words,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 1
+        assert done.stderr.strip().splitlines()[-1].startswith(f"lerobot-theia-precompute: {message}")
+        assert "Traceback" not in done.stderr
+        assert list(tmp_path.iterdir()) == []
+
+    def test_killed_without_warning_it_resumes(self, video_dataset: Path, tmp_path: Path) -> None:
+        words = precompute_words(
+            video_dataset, tmp_path / "caches", "shard_mib=1", "batch_size=1", "dtype=float32"
+        )
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("lerobot-theia-precompute"), *words],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        patience = time.monotonic() + 200
+        while not (finished := list(tmp_path.glob("caches/*/*/*/0*.safetensors"))):
+            assert process.poll() is None and time.monotonic() < patience, (
+                "it ended before it could be killed"
+            )
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        cache = finished[0].parents[1]
+        if (cache / "manifest.json").exists():
+            pytest.skip("it was finished before the signal came")
+        kept = digests(cache)
+        report, _ = run(video_dataset, tmp_path / "caches", batch_size=1, dtype="float32")
+        assert report.frames_kept >= 6 and kept.items() <= digests(cache).items()
+        whole, _ = run(video_dataset, tmp_path / "whole", batch_size=1, dtype="float32")
+        assert digests(cache) == digests(whole.path)
+        assert not strays(cache)
+
+    def test_a_file_size_limit_is_an_error_and_resumable(self, video_dataset: Path, tmp_path: Path) -> None:
+        words = precompute_words(video_dataset, tmp_path / "caches", f"cameras=[{WRIST}]")
+        script = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)); "
+        script += "from lerobot_theia.scripts.precompute import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", script, *words],
+            cwd=tmp_path, env=ENVIRONMENT, text=True, capture_output=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert "File too large. Free some space" in done.stderr and "Traceback" not in done.stderr
+        assert not list(tmp_path.rglob("0*.safetensors")) and not list(tmp_path.rglob(".writing*"))
+
+    def test_two_processes_make_one_cache(self, video_dataset: Path, tmp_path: Path) -> None:
+        words = precompute_words(video_dataset, tmp_path / "caches", f"cameras=[{WRIST}]")
+        processes = [
+            subprocess.Popen(
+                [Path(sys.executable).with_name("lerobot-theia-precompute"), *words],
+                cwd=tmp_path,
+                env=ENVIRONMENT,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            for _ in range(2)
+        ]
+        told = [process.communicate(timeout=300)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], told
+        assert sorted("nothing to do" in text for text in told) == [False, True]
+        [manifest] = (tmp_path / "caches").glob("*/*/manifest.json")
+        assert FeatureCache.open(manifest.parent).verify() == []
+
+
+@pytest.mark.slow
+def test_the_cache_command_is_installed(video_cache: FeatureCache, tmp_path: Path) -> None:
+    done = run_command("lerobot-theia-cache", "verify", str(video_cache.path), cwd=tmp_path)
+    assert done.returncode == 0 and "every byte is as it was written" in done.stdout
+    assert list(tmp_path.iterdir()) == []

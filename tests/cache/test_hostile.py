@@ -1,0 +1,299 @@
+"""Manifests and shards made by somebody else: whatever they say, the answer is a CacheError or the truth."""
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lerobot_theia.cache import CacheDamagedError, CacheError, FeatureCache
+from lerobot_theia.cache.manifest import checksum, read_manifest
+from tests.cache.helpers import TOP, copy_of, run
+
+Json = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def small(video_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
+    """One camera, one token per frame, one shard: small enough to read whole in every example."""
+    root = tmp_path_factory.mktemp("small")
+    return FeatureCache.open(run(video_dataset, root, cameras=(TOP,), pool=14)[0].path)
+
+
+@pytest.fixture
+def cache(small: FeatureCache, tmp_path: Path) -> FeatureCache:
+    return copy_of(small, tmp_path)
+
+
+def forge(cache: FeatureCache, edit: Callable[[Json], object]) -> None:
+    """Edit the manifest and make its fingerprint and checksum right again, as an attacker would."""
+    path = cache.path / "manifest.json"
+    body = json.loads(path.read_text())
+    edit(body)
+    body.pop("checksum", None)
+    from lerobot_theia.cache.identity import CacheIdentity
+
+    try:
+        body["fingerprint"] = CacheIdentity.from_json(body["identity"]).fingerprint
+        body["checksum"] = checksum(body)
+    except Exception:
+        body["checksum"] = "none can be made"
+    path.write_text(json.dumps(body))
+
+
+def read_all(path: Path) -> torch.Tensor:
+    cache = FeatureCache.open(path)
+    return torch.cat([cache.gather(camera, range(len(cache))) for camera in cache.cameras])
+
+
+def rename_camera(name: str) -> Callable[[Json], None]:
+    def edit(body: Json) -> None:
+        for part in (
+            body["identity"]["dataset"]["cameras"],
+            *(body[key] for key in ("shards", "statistics", "files")),
+        ):
+            part[name] = part.pop(TOP)
+
+    return edit
+
+
+def put(*place: Any, value: Any) -> Callable[[Json], None]:
+    def edit(body: Json) -> None:
+        for key in place[:-1]:
+            body = body[key]
+        body[place[-1]] = value
+
+    return edit
+
+
+def both(*edits: Callable[[Json], None]) -> Callable[[Json], None]:
+    return lambda body: [edit(body) for edit in edits]  # type: ignore[return-value]
+
+
+FORGERIES = {
+    "camera above": rename_camera(".."),
+    "camera elsewhere": rename_camera("../../../etc"),
+    "camera absolute": rename_camera("/etc"),
+    "camera hidden": rename_camera(".hidden"),
+    "camera empty": rename_camera(""),
+    "camera with a newline": rename_camera("top\n"),
+    "gigantic grid": put("identity", "tokens", "grid", value=10**9),
+    "merely big grid": put("identity", "tokens", "grid", value=3000),
+    "negative grid": put("identity", "tokens", "grid", value=-1),
+    "no channels": both(
+        put("identity", "encoder", "hidden_size", value=0),
+        put("statistics", TOP, value={"mean": [], "std": []}),
+    ),
+    "gigantic number of frames": put("identity", "dataset", "num_frames", value=10**18),
+    "negative number of frames": both(
+        put("identity", "dataset", "num_frames", value=-1), put("shards", TOP, value=[])
+    ),
+    "no frames": both(put("identity", "dataset", "num_frames", value=0), put("shards", TOP, value=[])),
+    "frames as text": put("identity", "dataset", "num_frames", value="16"),
+    "frames as truth": put("identity", "dataset", "num_frames", value=True),
+    "unknown dtype": put("identity", "tokens", "dtype", value="float128"),
+    "unknown field": put("identity", "tokens", "surprise", value=1),
+    "no shards": put("shards", TOP, value=[]),
+    "shard size as text": put("shards", TOP, value=[["1", "x"]]),
+    "negative shard size": put("shards", TOP, value=[[-1, "x"]]),
+    "zero shard frames": put("shard_frames", value=0),
+    "fewer shard frames": put("shard_frames", value=4),
+    "NaN statistics": put("statistics", TOP, "mean", value=[float("nan")] * 192),
+    "NaN statistics as text": put("statistics", TOP, "mean", value=["nan"] * 192),
+    "infinite statistics": put("statistics", TOP, "std", value=[float("inf")] * 192),
+    "statistics beyond float": put("statistics", TOP, "std", value=[10**400] * 192),
+    "statistics of fewer channels": put("statistics", TOP, "mean", value=[0.0]),
+    "statistics as text": put("statistics", TOP, value="none"),
+    "identity as list": put("identity", value=[]),
+    "cameras as list": put("identity", "dataset", "cameras", value=[TOP]),
+    "files of the wrong form": put("files", TOP, value=[["a"]]),
+    "encoder missing": put("encoder", value=None),
+    "deep nesting": put("made_with", value=json.loads("[" * 900 + "]" * 900)),
+}
+
+
+@pytest.mark.parametrize("edit", FORGERIES.values(), ids=FORGERIES.keys())
+def test_a_forged_manifest_is_refused(cache: FeatureCache, edit: Callable[[Json], None]) -> None:
+    forge(cache, edit)
+    with pytest.raises(CacheDamagedError, match=str(cache.path)):
+        read_all(cache.path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'"manifest"',
+        b"[" * 200_000,
+        b'{"a":' * 200_000,
+        b"\xff\xfe",
+        b'{"format": "lerobot-theia-cache", "format": "lerobot-theia-cache"}',
+        b'{"format": "lerobot-theia-cache", "format_version": 1}',
+        b'{"format": "lerobot-theia-cache", "format_version": 1, "checksum": NaN}',
+        b'{"format": "lerobot-theia-cache", "format_version": 1, "checksum": 1e999}',
+        b'{"format": "lerobot-theia-cache", "format_version": 1, "x": ' + b"9" * 5000 + b"}",
+        b'{"format": "something else", "format_version": 1}',
+    ],
+)
+def test_what_is_no_manifest_is_refused(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "manifest.json").write_bytes(text)
+    with pytest.raises(CacheDamagedError, match=r"manifest\.json"):
+        FeatureCache.open(tmp_path)
+
+
+def test_a_manifest_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(CacheDamagedError):
+        FeatureCache.open(tmp_path)
+
+
+def test_a_gigantic_manifest_is_not_even_read(tmp_path: Path) -> None:
+    with (tmp_path / "manifest.json").open("wb") as file:
+        file.truncate(2**40)  # sparse: reading it would end the process
+    with pytest.raises(CacheDamagedError, match="the limit is"):
+        FeatureCache.open(tmp_path)
+
+
+def test_a_newer_format_asks_for_a_newer_plugin(cache: FeatureCache) -> None:
+    forge(cache, put("format_version", value=2))
+    with pytest.raises(CacheError, match=r"has format_version 2; this plugin reads 1\. Upgrade") as error:
+        FeatureCache.open(cache.path)
+    assert not isinstance(error.value, CacheDamagedError)
+
+
+def header_of(path: Path) -> tuple[Json, bytes]:
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def rewrite(path: Path, header: bytes, payload: bytes) -> None:
+    path.write_bytes(struct.pack("<Q", len(header)) + header + payload)
+
+
+def entry(name: str, **changes: Any) -> Callable[[Json], None]:
+    return lambda header: header[name].update(changes)
+
+
+HEADERS: dict[str, Callable[[Json], object]] = {
+    "overlapping tensors": lambda header: header["sum"].update(data_offsets=header["sum_sq"]["data_offsets"]),
+    "offsets beyond the file": entry("sum", data_offsets=[2**40, 2**40 + 1536]),
+    "negative offsets": entry("sum", data_offsets=[-1536, 0]),
+    "offsets as floats": lambda header: header["sum"].update(
+        data_offsets=[header["sum"]["data_offsets"][0], float(header["sum"]["data_offsets"][1])]
+    ),
+    "offsets as text": entry("sum", data_offsets=["0", "1536"]),
+    "one offset": entry("sum", data_offsets=[0]),
+    "another shape": entry("tokens", shape=[16, 1, 191]),
+    "gigantic shape": entry("tokens", shape=[2**62, 2**62, 192]),
+    "another type": entry("tokens", dtype="BF16"),
+    "tensor missing": lambda header: header.pop("sum"),
+    "tensor too many": lambda header: header.update(more=header["sum"]),
+    "entry is no object": lambda header: header.update(sum=3),
+    "no metadata": lambda header: header.pop("__metadata__"),
+    "metadata of another kind": lambda header: header.update(__metadata__={"shard": "[]"}),
+    "metadata that is deep": lambda header: header.update(__metadata__={"shard": "[" * 9000}),
+}
+
+
+@pytest.mark.parametrize("edit", HEADERS.values(), ids=HEADERS.keys())
+def test_a_forged_shard_is_refused_when_it_is_first_read(
+    cache: FeatureCache, edit: Callable[[Json], object]
+) -> None:
+    path = cache.path / TOP / "000000.safetensors"
+    size = path.stat().st_size
+    header, payload = header_of(path)
+    edit(header)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    room = size - 8 - len(payload)
+    rewrite(path, text.ljust(room), payload)  # where it fits, the size stays that of the manifest
+    with pytest.raises(CacheDamagedError, match=r"000000\.safetensors"):
+        read_all(cache.path)
+
+
+@pytest.mark.parametrize(
+    "header", [b"", b"{", b"[]", b"null", b"[" * 16_000, b"\xff" * 64, b'{"a":1,"a":1}', b" " * 16_384]
+)
+def test_what_is_no_shard_is_refused(cache: FeatureCache, header: bytes) -> None:
+    path = cache.path / TOP / "000000.safetensors"
+    rewrite(path, header, header_of(path)[1])
+    forge(cache, lambda body: body["shards"][TOP][0].__setitem__(0, path.stat().st_size))
+    with pytest.raises(CacheDamagedError):
+        read_all(cache.path)
+
+
+def test_tensors_at_odd_places_are_refused(cache: FeatureCache) -> None:
+    """safetensors pads its header to eight bytes; without, no float64 can be mapped."""
+    path = cache.path / TOP / "000000.safetensors"
+    header, payload = header_of(path)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    rewrite(path, text + b" " * (1 - len(text) % 8 + 8), payload)
+    forge(cache, lambda body: body["shards"][TOP][0].__setitem__(0, path.stat().st_size))
+    with pytest.raises(CacheDamagedError, match=r"000000\.safetensors is damaged"):
+        read_all(cache.path)
+
+
+def test_a_header_length_beyond_the_file_is_refused(cache: FeatureCache) -> None:
+    path = cache.path / TOP / "000000.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**63) + path.read_bytes()[8:])
+    with pytest.raises(CacheDamagedError, match="a header of 9223372036854775808 bytes"):
+        read_all(cache.path)
+
+
+EDITS = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=3)
+FEW = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def edited(data: bytes, edits: list[tuple[int, int]], within: int) -> bytes:
+    changed = bytearray(data)
+    for at, value in edits:
+        changed[at % within] = value
+    return bytes(changed)
+
+
+@FEW
+@given(edits=EDITS)
+def test_any_edit_of_the_manifest_is_refused_or_means_the_same(
+    small: FeatureCache, tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[int, int]]
+) -> None:
+    data = (small.path / "manifest.json").read_bytes()
+    folder = tmp_path_factory.getbasetemp() / "edited"
+    folder.mkdir(exist_ok=True)
+    (folder / "manifest.json").write_bytes(edited(data, edits, len(data)))
+    try:
+        found = read_manifest(folder)
+    except CacheError:
+        return
+    assert found == small.manifest
+
+
+@FEW
+@given(edits=EDITS)
+def test_any_edit_of_a_shards_header_is_refused_or_means_the_same(
+    small: FeatureCache, tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[int, int]]
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "edited-shard"
+    if not folder.exists():
+        shutil.copytree(small.path, folder)
+    shard = folder / TOP / "000000.safetensors"
+    data = (small.path / TOP / "000000.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    shard.write_bytes(edited(data, edits, 8 + length))
+    try:
+        found = read_all(folder)
+    except CacheError:
+        return
+    assert torch.equal(found, read_all(small.path))

@@ -1,0 +1,205 @@
+"""A cache serves exactly the request it was made for; any other is told which field differs, and the command."""
+
+import dataclasses
+import json
+import os
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+
+from lerobot_theia.cache import CacheDamagedError, CacheMismatchError, FeatureCache
+from lerobot_theia.cache.catalog import CacheRequest, find_cache
+from lerobot_theia.encoder import EncoderSpec
+from tests.cache.helpers import TOP, WRIST, copy_of, run
+from tests.datasets import REPO_ID, make_dataset
+
+
+def request(dataset: Path, encoder: EncoderSpec, **changes) -> CacheRequest:
+    repo_id, revision = changes.pop("repo_id", REPO_ID), changes.pop("revision", None)
+    fields = {
+        "meta": LeRobotDatasetMetadata(repo_id, root=dataset, revision=revision),
+        "cameras": (TOP, WRIST),
+        "encoder": encoder,
+        "encoder_name": "random-tiny",
+    }
+    return CacheRequest(**fields | changes)
+
+
+@pytest.fixture
+def root(video_cache: FeatureCache) -> Path:
+    return video_cache.path.parents[1]
+
+
+def test_the_cache_that_fits_is_found_from_its_root_and_from_itself(
+    video_dataset: Path, tiny_spec: EncoderSpec, video_cache: FeatureCache, tmp_path: Path
+) -> None:
+    cache = copy_of(video_cache, tmp_path)
+    for place in (tmp_path / "caches", cache.path.parent, cache.path):
+        assert find_cache(place, request(video_dataset, tiny_spec)).path == cache.path
+
+
+def test_a_renamed_folder_and_a_moved_dataset_are_still_the_same(
+    video_dataset: Path, tiny_spec: EncoderSpec, video_cache: FeatureCache, tmp_path: Path
+) -> None:
+    cache = copy_of(video_cache, tmp_path)
+    renamed = cache.path.rename(cache.path.with_name("mine"))
+    dataset = shutil.copytree(video_dataset, tmp_path / "elsewhere")
+    spec = dataclasses.replace(tiny_spec, name="my-own-name")
+    assert find_cache(tmp_path / "caches", request(dataset, spec)).path == renamed
+
+
+def test_a_cache_of_more_cameras_serves_fewer(
+    video_dataset: Path, tiny_spec: EncoderSpec, root: Path, video_cache: FeatureCache
+) -> None:
+    found = find_cache(root, request(video_dataset, tiny_spec, cameras=(WRIST,)))
+    assert found.path == video_cache.path
+
+
+def test_videos_that_are_no_longer_there_are_taken_as_recorded(
+    video_dataset: Path, tiny_spec: EncoderSpec, root: Path, tmp_path: Path
+) -> None:
+    dataset = shutil.copytree(video_dataset, tmp_path / "dataset", ignore=shutil.ignore_patterns("*.mp4"))
+    assert len(find_cache(root, request(dataset, tiny_spec))) == 16
+
+
+class TestMismatch:
+    def refused(self, root: Path, asked: CacheRequest, field: str, wanted: object, found: object) -> str:
+        with pytest.raises(CacheMismatchError) as error:
+            find_cache(root, asked)
+        message = str(error.value)
+        assert f"  {field}: wanted {wanted!r}, it has {found!r}" in message
+        assert "Make it with\n  lerobot-theia-precompute " in message
+        return message
+
+    def test_repo_id(self, video_dataset: Path, tiny_spec: EncoderSpec, root: Path) -> None:
+        asked = request(video_dataset, tiny_spec, repo_id="me/other")
+        self.refused(root, asked, "dataset.repo_id", "me/other", REPO_ID)
+
+    def test_revision(self, video_dataset: Path, tiny_spec: EncoderSpec, root: Path) -> None:
+        asked = request(video_dataset, tiny_spec, revision="main")
+        message = self.refused(root, asked, "dataset.revision", "main", "v3.0")
+        assert "dataset.revision=main" in message
+
+    def test_encoder(self, video_dataset: Path, tiny_spec: EncoderSpec, root: Path) -> None:
+        asked = request(video_dataset, dataclasses.replace(tiny_spec, weights_sha256="0" * 64))
+        self.refused(root, asked, "encoder.weights_sha256", "0" * 64, tiny_spec.weights_sha256)
+
+    def test_pool(self, video_dataset: Path, tiny_spec: EncoderSpec, root: Path) -> None:
+        message = self.refused(root, request(video_dataset, tiny_spec, pool=2), "tokens.pool", 2, 1)
+        assert "tokens.grid: wanted 7, it has 14" in message and " pool=2" in message
+
+    def test_dtype(self, video_dataset: Path, tiny_spec: EncoderSpec, root: Path) -> None:
+        asked = request(video_dataset, tiny_spec, dtype="int8")
+        assert " dtype=int8" in self.refused(root, asked, "tokens.dtype", "int8", "float16")
+
+    def test_cameras(self, video_dataset: Path, tiny_spec: EncoderSpec, tmp_path: Path) -> None:
+        run(video_dataset, tmp_path, cameras=(WRIST,), pool=7)
+        asked = request(video_dataset, tiny_spec, pool=7)
+        self.refused(tmp_path, asked, "dataset.cameras", [TOP, WRIST], [WRIST])
+
+    def test_an_episode_more(self, tiny_spec: EncoderSpec, root: Path, tmp_path: Path) -> None:
+        longer = make_dataset(tmp_path / "longer", episodes=(5, 7, 4, 3))
+        message = self.refused(root, request(longer, tiny_spec), "dataset.num_frames", 19, 16)
+        assert "dataset.num_episodes: wanted 4, it has 3" in message
+
+    def test_changed_pixels_of_the_same_frames(
+        self, tiny_spec: EncoderSpec, root: Path, video_cache: FeatureCache, tmp_path: Path
+    ) -> None:
+        again = make_dataset(tmp_path / "again", seed=1)
+        with pytest.raises(CacheMismatchError) as error:
+            find_cache(root, request(again, tiny_spec))
+        content = video_cache.manifest.identity.dataset.cameras[TOP].content
+        assert f"dataset.cameras.{TOP}.content: wanted '" in str(error.value)
+        assert f"it has '{content}'" in str(error.value)
+
+    def test_one_changed_byte_of_a_video(
+        self, video_dataset: Path, tiny_spec: EncoderSpec, root: Path, tmp_path: Path
+    ) -> None:
+        dataset = shutil.copytree(video_dataset, tmp_path / "dataset")
+        [path] = dataset.glob(f"videos/{WRIST}/*/*.mp4")
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        assert len(find_cache(root, request(dataset, tiny_spec, cameras=(TOP,)))) == 16
+        with pytest.raises(CacheMismatchError, match=rf"dataset\.cameras\.{WRIST}\.content: wanted"):
+            find_cache(root, request(dataset, tiny_spec))
+
+    def test_no_cache_at_all(self, video_dataset: Path, tiny_spec: EncoderSpec, tmp_path: Path) -> None:
+        with pytest.raises(CacheMismatchError, match=rf"no feature cache under {tmp_path} fits") as error:
+            find_cache(tmp_path, request(video_dataset, tiny_spec))
+        assert "nearest" not in str(error.value)
+
+    def test_the_nearest_is_the_one_that_is_told_of(
+        self, video_dataset: Path, tiny_spec: EncoderSpec, video_cache: FeatureCache, tmp_path: Path
+    ) -> None:
+        cache = copy_of(video_cache, tmp_path)
+        run(video_dataset, tmp_path / "caches", repo_id="me/other", pool=7)
+        asked = request(video_dataset, tiny_spec, pool=14)
+        message = self.refused(tmp_path / "caches", asked, "tokens.pool", 14, 1)
+        assert f"the nearest, {cache.path}, differs" in message
+
+
+def test_of_several_the_most_precise_is_taken_unless_one_is_named(
+    video_dataset: Path, tiny_spec: EncoderSpec, tmp_path: Path
+) -> None:
+    for dtype in ("int8", "float16", "float32"):
+        run(video_dataset, tmp_path, dtype=dtype, pool=14, cameras=(TOP,))
+    asked = request(video_dataset, tiny_spec, pool=14, cameras=(TOP,))
+    assert find_cache(tmp_path, asked).manifest.identity.tokens.dtype == "float32"
+    asked = dataclasses.replace(asked, dtype="int8")
+    assert find_cache(tmp_path, asked).manifest.identity.tokens.dtype == "int8"
+
+
+def test_a_damaged_fitting_cache_is_an_error_and_not_passed_over(
+    video_dataset: Path, tiny_spec: EncoderSpec, video_cache: FeatureCache, tmp_path: Path
+) -> None:
+    cache = copy_of(video_cache, tmp_path)
+    (cache.path / TOP / "000001.safetensors").unlink()
+    with pytest.raises(CacheDamagedError, match=r"000001\.safetensors is missing"):
+        find_cache(tmp_path / "caches", request(video_dataset, tiny_spec))
+
+
+def test_an_unreadable_manifest_is_told_of(
+    video_dataset: Path, tiny_spec: EncoderSpec, video_cache: FeatureCache, tmp_path: Path
+) -> None:
+    cache = copy_of(video_cache, tmp_path)
+    (cache.path / "manifest.json").write_text("{")
+    with pytest.raises(CacheMismatchError, match=r"passed over: .*manifest\.json is not a readable manifest"):
+        find_cache(tmp_path / "caches", request(video_dataset, tiny_spec))
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"/x": 1}', "[" * 100_000, "known sizes only", "no string"])
+def test_remembered_hashes_are_no_authority(
+    video_dataset: Path, tiny_spec: EncoderSpec, video_cache: FeatureCache, tmp_path: Path, content: str
+) -> None:
+    cache = copy_of(video_cache, tmp_path)
+    remembered = tmp_path / "caches" / ".hashes.json"
+    known = json.loads(remembered.read_text())
+    assert all(os.path.isabs(path) for path in known)
+    if content == "known sizes only":
+        content = json.dumps({path: entry[:2] for path, entry in known.items()})
+    if content == "no string":
+        content = json.dumps({path: [*entry[:2], None] for path, entry in known.items()})
+    remembered.write_text(content)
+    assert find_cache(tmp_path / "caches", request(video_dataset, tiny_spec)).path == cache.path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plain", "with a space, 'quotes' and =signs"])
+def test_the_command_it_names_makes_the_cache_it_asks_for(
+    tiny_spec: EncoderSpec, tmp_path: Path, name: str
+) -> None:
+    dataset = make_dataset(tmp_path / name / "dataset", episodes=(2,))
+    asked = request(dataset, tiny_spec, pool=7, cameras=(WRIST,), revision="main", dtype="int8")
+    root = tmp_path / name / "caches"
+    with pytest.raises(CacheMismatchError) as error:
+        find_cache(root, asked)
+    command = str(error.value).splitlines()[-1]
+    from tests.cache.test_commands import run_command
+
+    done = run_command(*shlex.split(command), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert find_cache(root, asked).cameras == [WRIST]
