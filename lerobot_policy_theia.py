@@ -3,10 +3,7 @@
 Importing it registers `theia_act` and `theia_diffusion`; do so in scripts of your own that load their checkpoints.
 """
 
-from lerobot_theia.forkserver import preload_simulators
 from lerobot_theia.policies.theia_act.configuration_theia_act import TheiaACTConfig
 from lerobot_theia.policies.theia_diffusion.configuration_theia_diffusion import TheiaDiffusionConfig
-
-preload_simulators()
 
 __all__ = ["TheiaACTConfig", "TheiaDiffusionConfig"]

@@ -75,7 +75,7 @@ def test_held_out_loss_episodes_rollouts_and_wandb_keep_working(tmp_path):
     checked(
         run(
             "lerobot-eval", f"--policy.path={checkpoint}", "--policy.device=cpu", "--env.type=pusht",
-            "--env.episode_length=9", "--eval.n_episodes=3", "--eval.batch_size=3", "--eval.use_async_envs=true",
+            "--env.episode_length=9", "--eval.n_episodes=3", "--eval.batch_size=3", "--eval.use_async_envs=false",
             f"--output_dir={tmp_path / 'eval'}", cwd=tmp_path,
         )
     )  # fmt: skip
