@@ -3,7 +3,7 @@
 # from the cached tokens with lerobot-train, evaluate it with lerobot-eval, and report.
 #
 #   scripts/quickstart.sh           at most 20 minutes on two cores
-#   scripts/quickstart.sh --smoke   the same chain, a tenth of the work: at most 4 minutes
+#   scripts/quickstart.sh --smoke   the same chain with a tenth of the work or less: at most 4 minutes
 #
 # Everything is written under outputs/quickstart/ (outputs/quickstart-smoke/). The default encoder is random-tiny: the
 # architecture with weights from a seed, so that no download is needed. It is UNTRAINED; the success rate shows that the

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lerobot.datasets.dataset_metadata import CODEBASE_VERSION, LeRobotDatasetMetadata
 
-from lerobot_theia.cache.errors import CacheDamagedError, CacheError, CacheMismatchError
+from lerobot_theia.cache.errors import CacheError, CacheMismatchError
 from lerobot_theia.cache.identity import differences
 from lerobot_theia.cache.manifest import MANIFEST_NAME, Manifest, read_manifest
 from lerobot_theia.cache.plan import make_identity
@@ -30,7 +30,8 @@ class CacheRequest:
     cameras: tuple[str, ...]
     encoder: EncoderSpec
     encoder_name: str
-    """As the user typed it, for the command that makes the cache."""
+    """As the user typed it, as is its revision, for the command that makes the cache."""
+    encoder_revision: str | None = None
     pool: int = 1
     dtype: str | None = None
     """None takes any; of several, the most precise."""
@@ -43,6 +44,8 @@ class CacheRequest:
             override("dataset.root", str(meta.root)),
             override("encoder.name", self.encoder_name),
         ]
+        if self.encoder_revision:
+            words.append(override("encoder.revision", self.encoder_revision))
         if meta.revision != CODEBASE_VERSION:
             words.append(override("dataset.revision", str(meta.revision)))
         if set(self.cameras) != set(meta.camera_keys):
@@ -77,28 +80,25 @@ def find_cache(root: Path, request: CacheRequest) -> FeatureCache:
     Raises CacheMismatchError when none does, naming the fields in which the nearest one differs and manifests
     that cannot be read, and CacheDamagedError when one does but its shards are damaged.
     """
-    hashes = FileHashes(root)
+    hashes = FileHashes(root.parent if (root / MANIFEST_NAME).exists() else root)
     nearest: tuple[list, Path] | None = None
-    fitting: list[tuple[int, Path]] = []
-    damaged: list[str] = []
+    fitting: list[tuple[tuple[int, int], Path]] = []
+    unreadable: list[str] = []
     for folder in cache_folders(root):
         try:
             manifest = read_manifest(folder)
-        except CacheDamagedError as error:
-            damaged.append(str(error))
-            continue
-        except CacheError as error:
-            logger.warning("passing over %s: %s", folder, error)
+        except CacheError as error:  # damaged, or of another format version
+            unreadable.append(str(error))
             continue
         found = mismatches(manifest, request, hashes)
         if not found:
-            fitting.append((DTYPES.index(manifest.identity.tokens.dtype), folder))
+            fitting.append((imprecision(manifest), folder))
         elif nearest is None or rank(found) < rank(nearest[0]):
             nearest = (found, folder)
     hashes.save()
     if fitting:
         return FeatureCache.open(min(fitting)[1])
-    raise CacheMismatchError(explain(root, request, nearest, damaged))
+    raise CacheMismatchError(explain(root, request, nearest, unreadable))
 
 
 def mismatches(manifest: Manifest, request: CacheRequest, hashes: FileHashes) -> list[tuple]:
@@ -113,10 +113,22 @@ def mismatches(manifest: Manifest, request: CacheRequest, hashes: FileHashes) ->
     # A cache of more cameras than are asked for serves those that are.
     cameras = [camera for camera in found.dataset.cameras if camera in request.cameras]
     source = describe_source(request.meta, cameras, hashes, known_files=manifest.files)
-    wanted = make_identity(source, request.encoder, dtype=dtype, pool=request.pool).to_json()
+    wanted = make_identity(
+        source,
+        request.encoder,
+        dtype=dtype,
+        pool=request.pool,
+        compute_dtype=found.tokens.compute_dtype,  # any is accepted, full precision preferred
+    ).to_json()
     offered = found.to_json()
     offered["dataset"]["cameras"] = {camera: offered["dataset"]["cameras"][camera] for camera in cameras}
     return differences(wanted, offered)
+
+
+def imprecision(manifest: Manifest) -> tuple[int, int]:
+    """Grows with the rounding of arithmetic first, of storage second."""
+    tokens = manifest.identity.tokens
+    return DTYPES.index(tokens.compute_dtype), DTYPES.index(tokens.dtype)
 
 
 def rank(found: list[tuple]) -> tuple[bool, bool, int]:
@@ -125,7 +137,9 @@ def rank(found: list[tuple]) -> tuple[bool, bool, int]:
     return "dataset.repo_id" in fields, "dataset.cameras" in fields, len(found)
 
 
-def explain(root: Path, request: CacheRequest, nearest: tuple[list, Path] | None, damaged: list[str]) -> str:
+def explain(
+    root: Path, request: CacheRequest, nearest: tuple[list, Path] | None, unreadable: list[str]
+) -> str:
     head = (
         f"no feature cache under {root} fits dataset {request.meta.repo_id!r}, cameras {list(request.cameras)}, "
         f"encoder {request.encoder_name!r}"
@@ -134,5 +148,5 @@ def explain(root: Path, request: CacheRequest, nearest: tuple[list, Path] | None
     if nearest:
         lines.append(f"the nearest, {nearest[1]}, differs in")
         lines += [f"  {field}: wanted {wanted!r}, it has {has!r}" for field, wanted, has in nearest[0]]
-    lines += [f"passed over: {problem}" for problem in damaged]
+    lines += [f"passed over: {problem}" for problem in unreadable]
     return "\n".join([*lines, "Make it with", f"  {request.command(root)}"])

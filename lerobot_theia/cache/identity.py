@@ -62,6 +62,8 @@ class TokenIdentity:
     pool: int = 1
     """Side of the average-pooling window over the patch grid; 1 keeps every patch."""
     dtype: str = "float16"
+    compute_dtype: str = "float32"
+    """Precision of the encoder's arithmetic; half precision differs from a rollout's float32 by more than storage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +99,11 @@ def checked[T](kind: type[T], fields: Json) -> T:
     """Build dataclass `kind`, refusing values of another type than declared (JSON knows no schema)."""
     if not isinstance(fields, dict):
         raise TypeError(f"{kind.__name__} wants an object, got {type(fields).__name__}")
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if field.name in fields and field.type in (int, str, bool):
+    known = dataclasses.fields(kind)  # type: ignore[arg-type]
+    if missing := {field.name for field in known} - fields.keys():
+        raise KeyError(f"{kind.__name__} lacks {sorted(missing)}")
+    for field in known:
+        if field.type in (int, str, bool):
             value = fields[field.name]
             if type(value) is not field.type:
                 raise TypeError(

@@ -105,7 +105,9 @@ def make_plan(settings: PrecomputeSettings, meta: LeRobotDatasetMetadata, encode
     hashes = FileHashes(cache_root)
     source = describe_source(meta, cameras, hashes)
     hashes.save()
-    identity = make_identity(source, encoder, dtype=settings.dtype, pool=settings.pool)
+    identity = make_identity(
+        source, encoder, dtype=settings.dtype, pool=settings.pool, compute_dtype=settings.compute_dtype
+    )
     size = bytes_per_frame(identity.tokens.grid**2, encoder.hidden_size, settings.dtype)
     return Plan(
         settings=settings,
@@ -117,7 +119,9 @@ def make_plan(settings: PrecomputeSettings, meta: LeRobotDatasetMetadata, encode
     )
 
 
-def make_identity(source: DatasetSource, encoder: EncoderSpec, *, dtype: str, pool: int) -> CacheIdentity:
+def make_identity(
+    source: DatasetSource, encoder: EncoderSpec, *, dtype: str, pool: int, compute_dtype: str
+) -> CacheIdentity:
     return CacheIdentity(
         dataset=source.identity,
         encoder=EncoderIdentity(
@@ -128,7 +132,9 @@ def make_identity(source: DatasetSource, encoder: EncoderSpec, *, dtype: str, po
             image_size=encoder.image_size,
         ),
         preprocessing=dict(PREPROCESSING),
-        tokens=TokenIdentity(grid=pooled_grid(encoder.grid, pool), pool=pool, dtype=dtype),
+        tokens=TokenIdentity(
+            grid=pooled_grid(encoder.grid, pool), pool=pool, dtype=dtype, compute_dtype=compute_dtype
+        ),
     )
 
 

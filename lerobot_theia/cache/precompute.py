@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.datasets.utils import CompatibilityError
 from torch import Tensor
 
 from lerobot_theia.cache.claim import claim
@@ -48,6 +49,7 @@ from lerobot_theia.encoder.preprocess import preprocess
 
 logger = logging.getLogger(__name__)
 
+PLACES = ("root", "cache_root", "encoder")
 BATCHES_AHEAD = 3
 WRITES_AHEAD = 2
 
@@ -90,6 +92,8 @@ def precompute(
     """
     meta = open_metadata(settings)
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    # As lerobot-train and lerobot-eval do, so that live frames give these tokens on a GPU, too.
+    torch.backends.cuda.matmul.allow_tf32 = True
     encoder = TheiaEncoder.from_pretrained(
         settings.encoder,
         revision=settings.encoder_revision,
@@ -111,7 +115,13 @@ def open_metadata(settings: PrecomputeSettings) -> LeRobotDatasetMetadata:
             f"dataset.root={settings.root} holds no LeRobotDataset (meta/info.json is missing); check the path, or "
             "leave dataset.root out to look on the Hub"
         )
-    meta = LeRobotDatasetMetadata(settings.repo_id, root=settings.root, revision=settings.revision)
+    try:
+        meta = LeRobotDatasetMetadata(settings.repo_id, root=settings.root, revision=settings.revision)
+    except (CompatibilityError, NotImplementedError) as error:
+        raise CacheError(
+            f"dataset {settings.repo_id!r} is not a LeRobotDataset v3.0, which is what Theia caches are made from: "
+            f"{' '.join(str(error).split())}"
+        ) from error
     if missing := missing_files(meta, select_cameras(meta, settings.cameras)):
         # A dataset of the Hub of which only the metadata is here. LeRobot downloads the rest when it opens it.
         try:
@@ -333,7 +343,8 @@ class Run:
             encoder_note=f"{spec.describe()}; licence: {spec.license}",
             made_with={
                 "created": started.isoformat(timespec="seconds"),
-                "settings": asdict(plan.settings),
+                # Where things were on the machine that made it says nothing about the cache.
+                "settings": {k: v for k, v in asdict(plan.settings).items() if k not in PLACES},
                 "device": str(next(self.encoder.parameters()).device),
                 "machine": platform.machine(),
                 "versions": {

@@ -31,6 +31,7 @@ from lerobot_theia.cache.storage import StoredTokens, decode_tokens, torch_dtype
 SAFETENSORS_DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8",
 }  # fmt: skip
+FRAMES_SUMMED_AT_ONCE = 32
 MAX_HEADER_BYTES = 16_384
 """Our headers are below 1 kB; a larger one is not ours."""
 
@@ -74,13 +75,25 @@ def shard_path(cache: Path, camera: str, shard: int) -> Path:
 
 def write_shard(path: Path, key: ShardKey, stored: StoredTokens) -> str:
     """Write a shard all at once or not at all; returns the file's SHA-256."""
-    values = decode_tokens(stored.tokens, stored.scale).flatten(0, 1).double()  # (n * N, D)
     tensors = {"tokens": stored.tokens.contiguous()}
     if stored.scale is not None:
         tensors["scale"] = stored.scale.contiguous()
-    tensors |= {"sum": values.sum(0), "sum_sq": values.square().sum(0)}
+    tensors |= token_sums(stored)
     metadata = {"shard": canonical_json(asdict(key) | {"sha256": payload_digest(tensors)})}
     return publish(path, [safetensors.torch.save(tensors, metadata)])
+
+
+def token_sums(stored: StoredTokens) -> dict[str, Tensor]:
+    """Per channel (D,) float64, a few frames at a time: float64 copies of a whole shard would not be small."""
+    dim = stored.tokens.shape[-1]
+    sums = {"sum": torch.zeros(dim, dtype=torch.float64), "sum_sq": torch.zeros(dim, dtype=torch.float64)}
+    for start in range(0, len(stored.tokens), FRAMES_SUMMED_AT_ONCE):
+        part = slice(start, start + FRAMES_SUMMED_AT_ONCE)
+        scale = None if stored.scale is None else stored.scale[part]
+        values = decode_tokens(stored.tokens[part], scale).flatten(0, 1).double()  # (n * N, D)
+        sums["sum"] += values.sum(0)
+        sums["sum_sq"] += values.square().sum(0)
+    return sums
 
 
 def payload_digest(tensors: dict[str, Tensor]) -> str:
@@ -142,6 +155,15 @@ def read_header(path: Path, size: int) -> tuple[ShardMetadata, dict, int]:
     metadata: dict = json.loads(entries.pop("__metadata__")["shard"], object_pairs_hook=unique_keys)
     sha256 = metadata.pop("sha256")
     return ShardMetadata(checked(ShardKey, metadata), str(sha256)), entries, 8 + length
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file calls itself a shard of some cache."""
+    try:
+        read_header(path, path.stat().st_size)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
+    return True
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict:

@@ -114,6 +114,7 @@ def request(
         cameras=tuple(cameras),
         encoder=encoder,
         encoder_name=settings.encoder,
+        encoder_revision=settings.encoder_revision,
         pool=settings.token_pool,
         dtype=settings.cache_dtype,
     )

@@ -33,6 +33,7 @@ class EncoderSpec:
     patch_size: int
     license: str
     trained: bool
+    """False for weights made from a seed."""  # Without it draccus takes the code below for this flag's help.
 
     def __post_init__(self) -> None:
         sizes = ("hidden_size", "num_layers", "num_heads", "intermediate_size", "image_size", "patch_size")

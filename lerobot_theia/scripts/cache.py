@@ -11,12 +11,14 @@ from lerobot_theia.cache.catalog import cache_folders
 from lerobot_theia.cache.claim import claim
 from lerobot_theia.cache.errors import CacheDamagedError, CacheError
 from lerobot_theia.cache.files import TEMPORARY_PREFIX
-from lerobot_theia.cache.manifest import MANIFEST_NAME, read_manifest
+from lerobot_theia.cache.manifest import FORMAT, MANIFEST_NAME, read_manifest
 from lerobot_theia.cache.plan import format_bytes
 from lerobot_theia.cache.reader import FeatureCache
 from lerobot_theia.cache.root import resolve_cache_root
+from lerobot_theia.cache.shard import is_shard
 
-OUR_FILES = (MANIFEST_NAME, "*/[0-9][0-9][0-9][0-9][0-9][0-9].safetensors", f"**/{TEMPORARY_PREFIX}*")
+SHARDS = "*/[0-9][0-9][0-9][0-9][0-9][0-9].safetensors"
+OUR_FILES = (MANIFEST_NAME, SHARDS, f"{TEMPORARY_PREFIX}*", f"*/{TEMPORARY_PREFIX}*")
 """What a cache folder holds; `rm` deletes these and nothing else."""
 
 
@@ -48,7 +50,7 @@ def list_caches(arguments: argparse.Namespace) -> int:
         try:
             manifest = read_manifest(folder)
         except CacheError as error:
-            print(f"{folder}\n    DAMAGED: {error}")
+            print(f"{folder}\n    NOT READABLE: {error}")
             continue
         identity, tokens = manifest.identity, manifest.identity.tokens
         print(
@@ -96,8 +98,8 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def remove(arguments: argparse.Namespace) -> int:
     path = arguments.path
-    files = [file for pattern in OUR_FILES for file in path.glob(pattern)]
-    if path.is_symlink() or not files:
+    files = [file for pattern in OUR_FILES for file in path.glob(pattern) if not file.parent.is_symlink()]
+    if path.is_symlink() or not is_cache(path, files):
         raise CacheError(f"{path} is no feature cache, or a link to one: nothing is deleted")
     size = sum(file.stat().st_size for file in files)
     if not arguments.yes and input(f"delete {path} ({format_bytes(size)})? [y/N] ").strip().lower() != "y":
@@ -112,6 +114,16 @@ def remove(arguments: argparse.Namespace) -> int:
                 folder.rmdir()
     print(f"deleted {path} ({format_bytes(size)})")
     return 0
+
+
+def is_cache(path: Path, files: list[Path]) -> bool:
+    """Whether the manifest or at least one shard, whole or not, says so: names alone prove nothing."""
+    try:
+        if json.loads((path / MANIFEST_NAME).read_bytes()).get("format") == FORMAT:
+            return True
+    except (OSError, ValueError, AttributeError, RecursionError):
+        pass  # damaged, or of an unfinished cache; ask the shards
+    return any(file.suffix == ".safetensors" and is_shard(file) for file in files)
 
 
 def main() -> None:

@@ -146,7 +146,6 @@ class TestCacheCommand:
         assert command("rm", "-y", cache.path.parents[1])[0] == 1
         assert FeatureCache.open(cache.path).verify() == []
 
-    @pytest.mark.xfail(strict=True, reason="rm goes by names alone")
     @pytest.mark.parametrize("place", ["manifest.json", "llama/000001.safetensors"])
     def test_rm_refuses_files_that_only_look_like_its_own(self, command, tmp_path: Path, place: str) -> None:
         path = tmp_path / "theirs" / place

@@ -52,8 +52,9 @@ def test_held_out_loss_episodes_rollouts_and_wandb_keep_working(tmp_path):
     record_pusht(dataset, num_episodes=3)
     checked(
         run("lerobot-theia-precompute", "dataset=pusht_expert", f"dataset.root={dataset}", "encoder=random_tiny", "pool=7",
-            f"cache_root={tmp_path / 'caches'}")
+            f"cache_root={tmp_path / 'caches'}", "wandb.enable=true", "wandb.mode=offline", cwd=tmp_path)
     )  # fmt: skip
+    assert list(tmp_path.glob("wandb/offline-run-*")), "precompute logs to wandb, too"
     outcome = checked(
         train(
             "theia_diffusion", dataset, tmp_path / "run", "--dataset.episodes=[0,2]", "--dataset.eval_split=0.5",
@@ -165,6 +166,13 @@ def test_what_cannot_be_trained_ends_before_training(flags, message, videos, no_
     assert outcome.code != 0
     assert message in outcome.output
     assert "Start offline training" not in outcome.output
+
+
+@pytest.mark.parametrize("kind", ["theia_act", "theia_diffusion"])
+def test_help_lists_the_flags(kind):
+    outcome = checked(run("lerobot-train", f"--policy.type={kind}", "--help"))
+    for flag in ("encoder", "features", "cache_root", "token_pool"):
+        assert f"--policy.{flag}" in outcome.output
 
 
 def test_other_policies_train_as_if_the_plugin_were_not_there(videos, no_caches, tmp_path):

@@ -3,11 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import filter_repo_objects
 from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.configs.default import DatasetConfig
+from lerobot.configs.train import TrainPipelineConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.utils.constants import ACTION
 from safetensors.torch import load_file, save_file
@@ -101,6 +105,16 @@ def test_each_token_head_learns_and_sees(head, shared):
     if head != "mean":  # the mean does not know where a token is
         assert loss_of(policy, changed) != loss_of(policy, batch)
     assert loss_of(policy, batch | {key: batch[key] + 1.0}) != loss_of(policy, batch)
+
+
+def test_a_single_observation_step_comes_with_or_without_its_dimension():
+    """LeRobot leaves the step dimension of a one-frame window out for videos, and keeps it for all else."""
+    policy = make_policy("theia_diffusion", n_obs_steps=1).train()
+    batch = training_batch(policy)
+    squeezed = batch | {"observation.image": batch["observation.image"].squeeze(1)}
+    assert loss_of(policy, squeezed) == loss_of(policy, batch)
+    cached = loss_of(policy, with_tokens(batch, policy, torch.float32))
+    assert cached.item() == pytest.approx(loss_of(policy, batch).item(), rel=1e-5)
 
 
 def test_act_takes_each_patch_as_a_token_with_its_position():
@@ -271,6 +285,37 @@ def test_a_grayscale_camera_is_refused(kind):
     config.input_features["observation.image"].shape = (1, 96, 96)
     with pytest.raises(ValueError, match=r"'observation\.image'.*\(1, 96, 96\)"):
         config.validate_features()
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_pushing_to_the_hub_uploads_a_checkpoint_that_loads(
+    kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The Hub is a folder here: whatever LeRobot uploads is copied into it."""
+
+    class Hub:
+        def create_repo(self, repo_id, **_):
+            return SimpleNamespace(repo_id=repo_id)
+
+        def upload_folder(self, *, folder_path, allow_patterns, **_):
+            files = filter_repo_objects(
+                [path.name for path in Path(folder_path).iterdir()], allow_patterns=allow_patterns
+            )
+            (tmp_path / "hub").mkdir()
+            for name in files:
+                shutil.copy(Path(folder_path) / name, tmp_path / "hub" / name)
+            return SimpleNamespace(repo_url=SimpleNamespace(url="hub"))
+
+    monkeypatch.setattr("lerobot.policies.pretrained.HfApi", Hub)
+    monkeypatch.setattr(ModelCard, "validate", lambda card: None)
+    policy = make_policy(kind).eval()
+    policy.config.repo_id = "me/my-policy"
+    train_config = TrainPipelineConfig(dataset=DatasetConfig(repo_id="local/tiny"), policy=policy.config)
+    policy.push_model_to_hub(train_config)
+    assert "random-tiny" in (tmp_path / "hub" / "README.md").read_text()
+    loaded = CLASSES[kind][1].from_pretrained(tmp_path / "hub")
+    batch = training_batch(policy)
+    assert torch.equal(loss_of(loaded, batch), loss_of(policy, batch))
 
 
 def test_the_model_card_names_the_encoder_and_its_licence(monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lerobot_theia.data.keys import tokens_key
 from lerobot_theia.encoder import PUBLISHED_LICENSE, EncoderSpec, TheiaEncoder
-from lerobot_theia.encoder.names import canonical_name
+from lerobot_theia.encoder.names import canonical_name, known_encoders
 from lerobot_theia.policies.common.features import FrozenFeatures
 
 logger = logging.getLogger(__name__)
@@ -80,12 +80,23 @@ def carried_encoder(config: Any) -> EncoderSpec:
             "the checkpoint's config.json does not describe its encoder (encoder_spec): it was not written by a Theia "
             "policy, or was edited"
         )
-    if Path(canonical_name(config.encoder)).name != Path(spec.name).name:
+    if names_another(config.encoder, spec):
         raise ValueError(
             f"the checkpoint carries the encoder {spec.name!r}, its policy was trained on that one's tokens and cannot "
             f"take those of {config.encoder!r}; leave --policy.encoder out"
         )
     return spec
+
+
+def names_another(encoder: str, spec: EncoderSpec) -> bool:
+    """Whether `--policy.encoder` surely means another encoder than the checkpoint's.
+
+    A folder may have moved since, or be somebody else's; only names can be told apart without it.
+    """
+    name, folder = canonical_name(encoder), Path(encoder).expanduser()
+    if name in known_encoders() or spec.name in known_encoders():
+        return name != spec.name
+    return folder.is_dir() and folder.resolve().name != spec.name
 
 
 def encoder_section(spec: EncoderSpec) -> str:
