@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Outcome:
 
 def run(*command: str | Path, cwd: Path | None = None, timeout_s: int = 300, **environment: str) -> Outcome:
     """Run one of the commands installed beside this Python, offline, on one thread, wherever `cwd` is."""
-    process = subprocess.run(
+    process = subprocess.Popen(
         [str(BIN / command[0]), *map(str, command[1:])],
         cwd=cwd,
         env=os.environ | ENVIRONMENT | environment,
@@ -55,9 +56,14 @@ def run(*command: str | Path, cwd: Path | None = None, timeout_s: int = 300, **e
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         text=True,
-        timeout=timeout_s,
+        start_new_session=True,
     )
-    return Outcome(process.returncode, process.stdout)
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # launchers and loaders have children of their own
+        raise
+    return Outcome(process.returncode, output)
 
 
 def train(
