@@ -17,11 +17,13 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from lerobot_theia.cache import FeatureCache
 from lerobot_theia.data.columns import tensor_columns
-from lerobot_theia.data.keys import scale_key, tokens_key
+from lerobot_theia.data.keys import frame_key, scale_key, tokens_key
 from lerobot_theia.data.windows import EpisodeRows
 
 if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    from lerobot_theia.data.residency import LoadedTokens
 
 _MAIN_PROCESS_ONLY = ("meta", "hf_dataset", "absolute_to_relative_idx")
 """Loader workers need neither metadata nor parquet; leaving them out makes a worker start in seconds."""
@@ -42,15 +44,26 @@ class FeatureDataset(Dataset):
         cache: Tokens of that dataset.
         cameras: Cameras to serve, by their name in the dataset, with the name the policy knows them by
             (they differ under `--rename_map`).
+        tokens: Where to gather from: the cache itself (None) or what was loaded from it.
+        on_device: The policy has the tokens on its device; serve frame indices under `frame_key(camera)` instead.
     """
 
-    def __init__(self, dataset: LeRobotDataset, cache: FeatureCache, cameras: dict[str, str]) -> None:
+    def __init__(
+        self,
+        dataset: LeRobotDataset,
+        cache: FeatureCache,
+        cameras: dict[str, str],
+        *,
+        tokens: LoadedTokens | None = None,
+        on_device: bool = False,
+    ) -> None:
         self.meta = dataset.meta
         self.hf_dataset = dataset.hf_dataset
         self.absolute_to_relative_idx = dataset.absolute_to_relative_idx
         self.repo_id, self.fps = dataset.repo_id, dataset.meta.fps
         self.episodes, self.num_episodes = dataset.episodes, dataset.num_episodes
-        self.cache, self.cameras = cache, cameras
+        self.cache, self.cameras, self.on_device = cache, cameras, on_device
+        self._source: FeatureCache | LoadedTokens = cache if tokens is None else tokens
         if len(cache) != self.meta.total_frames:
             raise ValueError(
                 f"cache {cache.path} holds {len(cache)} frames, {self.repo_id} has {self.meta.total_frames}"
@@ -119,7 +132,10 @@ class FeatureDataset(Dataset):
         return batch
 
     def _tokens(self, camera: str, name: str, rows: np.ndarray) -> dict[str, Tensor]:
-        stored = self.cache.gather_stored(camera, self._absolute[rows].reshape(-1))
+        frames = self._absolute[rows]
+        if self.on_device:
+            return {frame_key(name): torch.from_numpy(frames)}
+        stored = self._source.gather_stored(camera, frames.reshape(-1))
         tokens = {tokens_key(name): stored.tokens.view(*rows.shape, *stored.tokens.shape[1:])}
         if stored.scale is not None:
             tokens[scale_key(name)] = stored.scale.view(*rows.shape, *stored.scale.shape[1:])

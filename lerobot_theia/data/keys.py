@@ -13,6 +13,11 @@ def tokens_key(camera: str) -> str:
     return f"{OBS_PREFIX}theia.{camera.removeprefix(OBS_PREFIX)}"
 
 
+def frame_key(camera: str) -> str:
+    """Absolute frame indices (B, [S]) int64, for tokens that are on the policy's device already."""
+    return f"{OBS_PREFIX}theia_frame.{camera.removeprefix(OBS_PREFIX)}"
+
+
 def scale_key(camera: str) -> str:
     """Scales (B, [S,] N) of int8 tokens."""
     return f"{OBS_PREFIX}theia_scale.{camera.removeprefix(OBS_PREFIX)}"

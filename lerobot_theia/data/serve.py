@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.configs.types import FeatureType
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
@@ -13,6 +14,7 @@ from lerobot_theia.cache.catalog import CacheRequest, find_cache
 from lerobot_theia.cache.root import resolve_cache_root
 from lerobot_theia.cache.source import select_cameras
 from lerobot_theia.data.feature_dataset import FeatureDataset
+from lerobot_theia.data.residency import LoadedTokens, choose_residency, load_tokens
 from lerobot_theia.data.settings import FeatureSettings
 from lerobot_theia.data.token_statistics import statistics_of_cache, statistics_of_sample
 from lerobot_theia.encoder import EncoderSpec, TheiaEncoder
@@ -56,7 +58,7 @@ def serve_features(cfg: TrainPipelineConfig, original: Callable[[Any], tuple]) -
                 "Theia features: online, each frame is decoded and encoded in each step: %s", error
             )
         else:
-            return serve_cache(settings, cache, cameras, train, held_out)
+            return serve_cache(settings, cache, cameras, train, held_out, cfg.num_workers)
 
     if settings.pretrained_path is None:  # type: ignore[attr-defined]
         encoder_ = load_encoder(settings).to(settings.device)  # type: ignore[attr-defined]
@@ -65,7 +67,12 @@ def serve_features(cfg: TrainPipelineConfig, original: Callable[[Any], tuple]) -
 
 
 def serve_cache(
-    settings: FeatureSettings, cache: FeatureCache, cameras: dict[str, str], train: Any, held_out: Any
+    settings: FeatureSettings,
+    cache: FeatureCache,
+    cameras: dict[str, str],
+    train: Any,
+    held_out: Any,
+    num_workers: int,
 ) -> tuple:
     logger.info(
         "Theia features: cached, %s (%s, %s)",
@@ -75,8 +82,24 @@ def serve_cache(
     )
     if settings.pretrained_path is None:  # type: ignore[attr-defined]
         train.meta.stats.update(statistics_of_cache(cache, cameras))
-    served = FeatureDataset(train, cache, cameras)
-    return served, None if held_out is None else FeatureDataset(held_out, cache, cameras)
+    device = torch.device(settings.device)  # type: ignore[attr-defined]
+    residency = choose_residency(settings.cache_residency, cache, list(cameras), device, num_workers)
+    in_memory = None
+    if residency == "memory":
+        in_memory = load_tokens(cache, list(cameras), torch.device("cpu"))
+    elif residency == "device":
+        on_device = load_tokens(cache, list(cameras), device)
+        # The policy is made from these settings and finds its tokens there, under its own names of the cameras.
+        settings.tokens_on_device = LoadedTokens(  # type: ignore[attr-defined]
+            {name: on_device.tables[camera] for camera, name in cameras.items()}
+        )
+    served, held = (
+        None
+        if dataset is None
+        else FeatureDataset(dataset, cache, cameras, tokens=in_memory, on_device=residency == "device")
+        for dataset in (train, held_out)
+    )
+    return served, held
 
 
 def why_online(cfg: TrainPipelineConfig) -> str | None:

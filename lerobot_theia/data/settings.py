@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from lerobot_theia.encoder.spec import EncoderSpec
 
 FEATURES = ("auto", "cached", "online")
+RESIDENCIES = ("auto", "disk", "memory", "device")
 DEFAULT_ENCODER = "theia-tiny-cdiv"
 
 
@@ -21,6 +22,9 @@ class FeatureSettings:
         cache_root: Folder of feature caches, or one cache. None: $LEROBOT_THEIA_CACHE, else the checkout's `cache/`,
             else `theia/` in LeRobot's home.
         cache_dtype: Take only a cache of this storage type (`float16`, `int8`, ...). None takes the most precise.
+        cache_residency: Where tokens are while training reads them. `disk`: memory-mapped files. `memory`: all of them
+            in memory. `device`: all of them on the policy's device, where a batch is an index. `auto`: the fastest that
+            fits with room to spare.
         token_pool: Side of the average-pooling window over the 14x14 token grid; 2 gives 7x7. Applies to cached and
             live tokens alike.
         encoder_spec: Set by the policy, not by users: the encoder that a checkpoint carries.
@@ -31,6 +35,7 @@ class FeatureSettings:
     features: str = "auto"
     cache_root: str | None = None
     cache_dtype: str | None = None
+    cache_residency: str = "auto"
     token_pool: int = 1
     encoder_spec: EncoderSpec | None = None
 
@@ -40,6 +45,10 @@ class FeatureSettings:
         super().__post_init__()  # type: ignore[misc]
         if self.features not in FEATURES:
             raise ValueError(f"features={self.features!r}; choose one of {', '.join(FEATURES)}")
+        if self.cache_residency not in RESIDENCIES:
+            raise ValueError(
+                f"cache_residency={self.cache_residency!r}; choose one of {', '.join(RESIDENCIES)}"
+            )
         if self.token_pool < 1:
             raise ValueError(f"token_pool={self.token_pool} must be at least 1")
         # A Theia config exists, so training may follow; nobody else's training is touched.

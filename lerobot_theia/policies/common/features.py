@@ -10,11 +10,17 @@ from torch import Tensor, nn
 
 from lerobot_theia.cache.pooling import pool_tokens, pooled_grid
 from lerobot_theia.cache.storage import decode_tokens
-from lerobot_theia.data.keys import scale_key, tokens_key
+from lerobot_theia.data.keys import frame_key, scale_key, tokens_key
+from lerobot_theia.data.residency import LoadedTokens
 from lerobot_theia.encoder import TheiaEncoder
 from lerobot_theia.encoder.preprocess import preprocess
 
 SMALLEST_STD = 1e-6
+
+
+def has_tokens(batch: Mapping[str, Any], camera: str) -> bool:
+    """Whether a batch brings a camera's tokens, or says which they are, rather than its frames."""
+    return tokens_key(camera) in batch or frame_key(camera) in batch
 
 
 class FrozenFeatures(nn.Module):
@@ -27,13 +33,17 @@ class FrozenFeatures(nn.Module):
         encoder: Turns frames into tokens; part of the policy's checkpoint, never trained.
         cameras: Names of the policy's image inputs.
         pool: Side of the average-pooling window over the patch grid.
+        on_device: Tokens that lie on the policy's device while it trains; no part of its state.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, encoder: TheiaEncoder, cameras: list[str], pool: int) -> None:
+    def __init__(
+        self, encoder: TheiaEncoder, cameras: list[str], pool: int, on_device: LoadedTokens | None = None
+    ) -> None:
         super().__init__()
+        self.on_device = on_device
         self.encoder = encoder
         self.cameras = cameras
         self.pool = pool
@@ -64,13 +74,24 @@ class FrozenFeatures(nn.Module):
     def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A copy of `batch` in which cameras hold maps. Tokens of a cache are taken before frames."""
         batch = dict(batch)
-        frames = {camera: batch[camera] for camera in self.cameras if tokens_key(camera) not in batch}
-        batch |= self.encode(frames)
-        for camera in self.cameras:
-            if camera not in frames:
-                tokens = decode_tokens(batch.pop(tokens_key(camera)), batch.pop(scale_key(camera), None))
-                batch[camera] = self.to_map(camera, tokens)
+        cached = [camera for camera in self.cameras if has_tokens(batch, camera)]
+        batch |= self.encode({camera: batch[camera] for camera in self.cameras if camera not in cached})
+        for camera in cached:
+            batch[camera] = self.to_map(camera, self.take_tokens(batch, camera))
         return batch
+
+    def take_tokens(self, batch: dict[str, Any], camera: str) -> Tensor:
+        """Remove a camera's tokens from `batch`: (B, [S,] N, D) float32."""
+        frames = batch.pop(frame_key(camera), None)
+        if frames is None:
+            return decode_tokens(batch.pop(tokens_key(camera)), batch.pop(scale_key(camera), None))
+        if self.on_device is None:
+            raise RuntimeError(
+                f"the batch holds frame indices of camera {camera!r}, but this policy has no tokens on its device: it "
+                "was not made from the settings that its dataset was (--policy.cache_residency=device)"
+            )
+        stored = self.on_device.gather_on_device(camera, frames.flatten())
+        return decode_tokens(stored.tokens, stored.scale).view(*frames.shape, *stored.tokens.shape[1:])
 
     def encode(self, frames: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Frames (B, [S,] 3, H, W) of any cameras, of any sizes -> maps (B, [S,] D, h, w), in one encoder call."""

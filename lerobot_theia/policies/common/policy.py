@@ -8,10 +8,9 @@ from huggingface_hub import ModelCard
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
-from lerobot_theia.data.keys import tokens_key
 from lerobot_theia.encoder import PUBLISHED_LICENSE, EncoderSpec, TheiaEncoder
 from lerobot_theia.encoder.names import canonical_name, known_encoders
-from lerobot_theia.policies.common.features import FrozenFeatures
+from lerobot_theia.policies.common.features import FrozenFeatures, has_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +35,15 @@ class TheiaPolicy(PreTrainedPolicy):
                 config.encoder, revision=config.encoder_revision, translators=False
             )
             config.encoder_spec = encoder.spec
-        features = FrozenFeatures(encoder, list(config.image_features), config.token_pool)
+        on_device = getattr(config, "tokens_on_device", None)
+        features = FrozenFeatures(encoder, list(config.image_features), config.token_pool, on_device)
         if not from_checkpoint:
             features.set_statistics(dataset_stats or {})
         return features
 
     def check_source(self, batch: dict[str, Tensor]) -> None:
         """`features=cached` promises that no frame is encoded in training."""
-        missing = [camera for camera in self.config.image_features if tokens_key(camera) not in batch]
+        missing = [camera for camera in self.config.image_features if not has_tokens(batch, camera)]
         if missing and self.training and self.config.features == "cached":
             raise RuntimeError(
                 f"--policy.features=cached, but the batch holds frames, not tokens, of {missing}: this training "

@@ -1,0 +1,143 @@
+"""`--policy.cache_residency`: the same tokens wherever they are, and a clear answer where they do not fit."""
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.factory import make_policy
+
+from lerobot_theia.cache import CacheError, FeatureCache
+from lerobot_theia.data.feature_dataset import FeatureDataset
+from lerobot_theia.data.keys import frame_key, scale_key, tokens_key
+from lerobot_theia.data.residency import choose_residency, load_tokens
+from lerobot_theia.data.serve import serve_features
+from tests.data_room.conftest import act, cache_of, train_config
+from tests.data_room.test_serve import lerobots_own
+from tests.datasets import CAMERAS, open_dataset
+
+SAME_NAMES = {camera: camera for camera in CAMERAS}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=["float16", "int8"])
+def cache(request, rich_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
+    return cache_of(rich_dataset, tmp_path_factory.mktemp("caches"), dtype=request.param)
+
+
+@pytest.fixture
+def plain(rich_dataset: Path) -> LeRobotDataset:
+    windows = {camera: [-0.1, 0] for camera in CAMERAS}
+    return open_dataset(rich_dataset, delta_timestamps=windows, episodes=[1, 3, 4])
+
+
+def memory_of(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+
+
+def test_memory_serves_the_batches_that_disk_serves(cache: FeatureCache, plain: LeRobotDataset) -> None:
+    rows = [5, 0, 5, 7, 2]
+    disk = FeatureDataset(plain, cache, SAME_NAMES).gather(rows)
+    memory = FeatureDataset(plain, cache, SAME_NAMES, tokens=load_tokens(cache, list(CAMERAS), CPU)).gather(
+        rows
+    )
+    assert disk.keys() == memory.keys()
+    for key, value in disk.items():
+        assert torch.equal(value, memory[key]) if isinstance(value, torch.Tensor) else value == memory[key]
+
+
+def test_device_moves_only_indices_and_the_policy_finds_the_same_tokens(
+    cache: FeatureCache, plain: LeRobotDataset
+) -> None:
+    rows = [5, 0, 5, 7, 2]
+    loaded = load_tokens(cache, list(CAMERAS), CPU)
+    disk = FeatureDataset(plain, cache, SAME_NAMES).gather(rows)
+    batch = FeatureDataset(plain, cache, SAME_NAMES, on_device=True).gather(rows)
+    for camera in CAMERAS:
+        assert tokens_key(camera) not in batch
+        assert scale_key(camera) not in batch
+        stored = loaded.gather_on_device(camera, batch[frame_key(camera)].flatten())
+        assert torch.equal(stored.tokens.view(disk[tokens_key(camera)].shape), disk[tokens_key(camera)])
+
+
+@pytest.mark.parametrize("residency", ["disk", "memory", "device"])
+def test_the_loss_of_a_batch_is_the_same_wherever_the_tokens_are(
+    residency: str, rich_dataset: Path, rich_cache: FeatureCache
+) -> None:
+    root = str(rich_cache.path.parents[1])
+    losses = []
+    for where in ("disk", residency):
+        settings = act(
+            cache_root=root,
+            token_pool=7,
+            features="cached",
+            cache_residency=where,
+            use_vae=False,
+            dropout=0.0,
+        )
+        config = train_config(rich_dataset, settings)
+        dataset, _ = serve_features(config, lerobots_own)
+        torch.manual_seed(0)
+        policy = make_policy(config.policy, ds_meta=dataset.meta)
+        batch = next(iter(torch.utils.data.DataLoader(dataset, batch_size=4)))
+        # One-number states are vectors of one for a policy; LeRobot's processor adds the dimension for robots only.
+        batch["observation.state"] = batch["observation.state"].view(4, 1)
+        losses.append(policy.train().forward(batch)[0].item())
+        assert not any("frame" in name or "table" in name for name in policy.state_dict())
+    assert losses[0] == losses[1]
+
+
+def test_auto_takes_memory_if_half_of_it_is_enough_and_says_why(
+    rich_cache: FeatureCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    size = 2 * len(rich_cache) * 4 * 192 * 2  # cameras x frames x tokens x channels x bytes
+    caplog.set_level(logging.INFO)
+    memory_of(monkeypatch, 2 * size)
+    assert choose_residency("auto", rich_cache, list(CAMERAS), CPU) == "memory"
+    memory_of(monkeypatch, 2 * size - 1)
+    assert choose_residency("auto", rich_cache, list(CAMERAS), CPU) == "disk"
+    memory_of(monkeypatch, 100 * size)
+    assert choose_residency("auto", rich_cache, list(CAMERAS), CPU, num_workers=2) == "disk"
+    assert "kB of tokens" in caplog.text
+    assert "of memory free" in caplog.text
+
+
+@pytest.mark.parametrize("residency", ["memory", "device"])
+def test_what_does_not_fit_is_refused_with_both_numbers_before_loading(
+    residency: str, rich_dataset: Path, rich_cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory_of(monkeypatch, 1000)
+    root = str(rich_cache.path.parents[1])
+    settings = act(cache_root=root, token_pool=7, features="cached", cache_residency=residency)
+    monkeypatch.setattr("lerobot_theia.data.serve.load_tokens", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(CacheError, match=rf"cache_residency={residency} needs .* kB, 1 kB are free"):
+        serve_features(train_config(rich_dataset, settings), lerobots_own)
+
+
+def test_processes_of_one_machine_share_its_memory(
+    rich_cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 2 * len(rich_cache) * 4 * 192 * 2
+    memory_of(monkeypatch, 2 * size)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert choose_residency("auto", rich_cache, list(CAMERAS), CPU) == "disk"
+
+
+def test_an_unknown_residency_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="auto, disk, memory, device"):
+        act(cache_residency="gpu")
+
+
+def test_frame_indices_for_a_policy_without_tokens_are_refused() -> None:
+    from tests.policies.conftest import make_policy, training_batch
+
+    policy = make_policy("theia_act").train()
+    batch = training_batch(policy)
+    del batch["observation.image"]
+    batch[frame_key("observation.image")] = torch.from_numpy(np.arange(2))
+    with pytest.raises(RuntimeError, match="cache_residency=device"):
+        policy.forward(batch)
