@@ -9,7 +9,7 @@ from synthetic import PUSHT, cache_of_dataset, pusht_dataset
 from training import Steps, device, train
 
 GOALS = {"tiny": 8, "base": 50}
-UNET = ("--policy.type=theia_diffusion", "--policy.down_dims=[64,128,256]", "--policy.horizon=16")
+UNET = ("--policy.type=theia_diffusion", "--policy.horizon=16")
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
             steps, log_every = (60, 10) if cached else ({"tiny": 8, "base": 3}[size], 1)
             if not on_cpu:
                 steps, log_every = 400, 40
-            small = ("--policy.down_dims=[16,32]", "--policy.horizon=8") if quick else ()
+            small = ("--policy.down_dims=[16,32]",) if quick else ("--policy.down_dims=[64,128,256]",)
             found = train(
                 chosen.work / "train", root, PUSHT, *UNET, *small, f"--policy.encoder=random-{size}",
                 f"--policy.features={features}", f"--policy.cache_root={caches}", f"--num_workers={workers}",

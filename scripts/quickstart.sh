@@ -11,7 +11,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-encoder="random-tiny" demos=100 steps=4000 rollouts=50 out="outputs/quickstart"
+encoder="random-tiny" demos=100 steps=3000 rollouts=30 out="outputs/quickstart"
 if [ "${1:-}" = "--smoke" ]; then
     demos=8 steps=150 rollouts=4 out="outputs/quickstart-smoke"
 elif [ $# -gt 0 ]; then
