@@ -19,6 +19,7 @@ import platform
 import re
 import statistics
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +77,8 @@ class Outcome:
 
     @property
     def target(self) -> str:
+        if self.at_least is not None and self.at_most is not None:
+            return f"{self.at_least:g} to {self.at_most:g}"
         if self.at_least is not None:
             return f"≥ {self.at_least:g}"
         return "" if self.at_most is None else f"≤ {self.at_most:g}"
@@ -178,6 +181,8 @@ def quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("SVT_LOG", "1")
     logging.basicConfig(level=logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    logging.getLogger("lerobot_theia").setLevel(logging.ERROR)
     logging.getLogger("lerobot.utils.import_utils").setLevel(logging.CRITICAL)
 
 

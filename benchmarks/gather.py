@@ -4,8 +4,12 @@ Batches of 64 x 2 rows, as theia_diffusion asks for. The page cache is warm. `di
 after the first epoch; `disk-first-touch` opens the cache anew for each repeat, so that each page costs a fault.
 """
 
+import gc
+import os
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +25,7 @@ DIMS = {"tiny": 192, "base": 768}
 
 def main() -> None:
     chosen = options(__doc__)
-    total = 2**26 if chosen.quick else 3 * 2**29
+    total = 2**26 if chosen.quick else 5 * 2**28
     arms: dict[str, Arm] = {}
     outcomes: list[Outcome] = []
     cores = torch.get_num_threads()
@@ -29,6 +33,8 @@ def main() -> None:
         frames = total // (196 * dim * 2)
         path = chosen.work / "caches" / f"gather-{size}-{frames}"
         write_cache(path, identity_of(frames, dim=dim))
+        cold = measure_cold(path, frames, repeats=1 if chosen.quick else 3, batches=1 if chosen.quick else 5)
+        arms |= {f"{name}, {size}": arm for name, arm in cold.items()}
         for threads in dict.fromkeys((cores, 1)):
             torch.set_num_threads(threads)
             found = measure(path, frames, repeats=1 if chosen.quick else 7, batches=2 if chosen.quick else 60)
@@ -58,7 +64,43 @@ def main() -> None:
     )
 
 
-def measure(path, frames: int, *, repeats: int, batches: int) -> dict[str, Arm]:
+def measure_cold(path: Path, frames: int, *, repeats: int, batches: int) -> dict[str, Arm]:
+    """GB/s asked for, and bytes read from the disk for each byte asked for. Nothing may have mapped the shards."""
+    rates, read = [], []
+    rng = np.random.default_rng(0)
+    for _ in range(repeats):
+        forget(path)
+        cache = FeatureCache.open(path)
+        rows = [rng.integers(0, frames, ROWS) for _ in range(batches)]
+        before, began = disk_reads(), time.perf_counter()
+        size = sum(cache.gather_stored(CAMERA, each).tokens.nbytes for each in rows)
+        rates.append(size / (time.perf_counter() - began) / 1e9)
+        read.append((disk_reads() - before) / size)
+        del cache
+        gc.collect()
+    return {
+        "disk-cold": Arm(what="FeatureCache.gather_stored, page cache empty", unit="GB/s", values=rates),
+        "disk-cold reads": Arm(what="bytes read for each byte gathered", unit="x", values=read),
+    }
+
+
+def forget(path: Path) -> None:
+    """Drop a cache's pages from the page cache, which must be clean and not mapped."""
+    os.sync()
+    for shard in path.glob("*/*.safetensors"):
+        descriptor = os.open(shard, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def disk_reads() -> int:
+    """Bytes this process has made the disk deliver."""
+    found = re.search(r"^read_bytes: (\d+)", Path("/proc/self/io").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1])
+
+
+def measure(path: Path, frames: int, *, repeats: int, batches: int) -> dict[str, Arm]:
     cache = FeatureCache.open(path)
     table = load_tokens(cache, [CAMERA], torch.device("cpu")).tables[CAMERA].tokens
     rng = np.random.default_rng(0)

@@ -65,7 +65,9 @@ def main() -> None:
         )  # fmt: skip
     losses = losses_of_trained(root, caches, held_out, steps=2 if quick else 150)
     for dtype, each in losses.items():
-        arms[f"held-out loss, {dtype}"] = Arm(what="L1 loss, normalised actions, per batch", unit="", values=each)
+        arms[f"held-out loss, {dtype}"] = Arm(
+            what="L1 loss, normalised actions, per batch", unit="", values=each
+        )
     means = {dtype: sum(each) / len(each) for dtype, each in losses.items()}
     outcomes += [
         Outcome(what="held-out loss from int8 over from fp16", value=means["int8"] / means["float16"],
@@ -120,7 +122,9 @@ def cosine(tokens: Tensor, dtype: str) -> Tensor:
 def bytes_outcome(encoder: TheiaEncoder) -> Outcome:
     spec = encoder.spec
     size = {dtype: bytes_per_frame(spec.num_patches, spec.hidden_size, dtype) for dtype in DTYPES}
-    return Outcome(what="bytes of int8 tokens over fp32", value=size["int8"] / size["float32"], at_most=0.27, row=8)
+    return Outcome(
+        what="bytes of int8 tokens over fp32", value=size["int8"] / size["float32"], at_most=0.27, row=8
+    )
 
 
 def losses_of_trained(
@@ -167,7 +171,9 @@ def losses_of_trained(
     last = list(range(meta.total_episodes - held_out, meta.total_episodes))
     with torch.no_grad():
         return {
-            dtype: [policy.forward(preprocess(batch))[0].item() for batch in loader(dtype, last, shuffle=False)]
+            dtype: [
+                policy.forward(preprocess(batch))[0].item() for batch in loader(dtype, last, shuffle=False)
+            ]
             for dtype in caches
         }
 

@@ -111,7 +111,9 @@ def check(datasets: dict[str, Dataset]) -> None:
     items = {name: dataset[7] for name, dataset in datasets.items()}
     for name, item in items.items():
         for key in ("action", "observation.state", "action_is_pad", f"{CAMERA}_is_pad"):
-            assert torch.equal(item[key], items["lerobot-video"][key]), f"{name} differs from LeRobot's in {key}"
+            assert torch.equal(item[key], items["lerobot-video"][key]), (
+                f"{name} differs from LeRobot's in {key}"
+            )
     assert torch.equal(items["disk"][tokens_key(CAMERA)], items["memory"][tokens_key(CAMERA)])
     assert items["device-indices"][frame_key(CAMERA)].tolist() == [6, 7]
 

@@ -1,6 +1,6 @@
 """Data to measure with: datasets of moving textures and of PushT, and valid caches without an encoder's work.
 
-    python benchmarks/synthetic.py           # make all of them under outputs/benchmarks/
+python benchmarks/synthetic.py           # make all of them under outputs/benchmarks/
 """
 
 import hashlib
@@ -72,6 +72,8 @@ def texture_dataset(
     cameras: int = 2,
 ) -> Path:
     """Moving textures from `cameras` cameras, encoded with LeRobot's settings; states and actions as ALOHA's."""
+    import av
+    import datasets
     from lerobot.configs.video import RGBEncoderConfig
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
@@ -93,11 +95,15 @@ def texture_dataset(
         encoder_queue_maxsize=frames + 1,
         video_backend="pyav",
     )
+    av.logging.set_libav_level(av.logging.ERROR)
+    datasets.disable_progress_bars()
     rng = np.random.default_rng(0)
     for _ in range(episodes):
         sources = {name: MovingTexture(rng, height, width) for name in names}
         for _ in range(frames):
-            vectors = {key: rng.standard_normal(14).astype(np.float32) for key in ("observation.state", "action")}
+            vectors = {
+                key: rng.standard_normal(14).astype(np.float32) for key in ("observation.state", "action")
+            }
             pictures = {name: source.next() for name, source in sources.items()}
             dataset.add_frame({**vectors, **pictures, "task": "move"})
         dataset.save_episode()
@@ -237,7 +243,9 @@ def write_sparse_cache(path: Path, identity: CacheIdentity) -> None:
                 file.write(len(header).to_bytes(8, "little") + header)
                 file.truncate(8 + len(header) + at)
                 size = file.tell() + at
-            records[camera].append(ShardRecord(size, hashlib.sha256(f"{camera}/{shard}".encode()).hexdigest()))
+            records[camera].append(
+                ShardRecord(size, hashlib.sha256(f"{camera}/{shard}".encode()).hexdigest())
+            )
     zeros = (0.0,) * layout.dim
     statistics = dict.fromkeys(records, TokenStatistics(zeros, zeros))
     finish(path, identity, shard_frames, records, statistics, None, "synthetic")

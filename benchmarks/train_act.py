@@ -5,8 +5,6 @@ tried once, then the best of each arm are repeated in turn. In-tree act starts f
 nothing is downloaded; its speed does not depend on them.
 """
 
-from pathlib import Path
-
 from common import Arm, Outcome, Result, alternate, options, save
 from synthetic import TEXTURES, cache_of_dataset, texture_dataset
 from training import device, train
@@ -34,7 +32,11 @@ def main() -> None:
         "theia_act 14x14": (*theia, "--policy.token_pool=1"),
         "theia_act 7x7": (*theia, "--policy.token_pool=2"),
     }
-    steps = {"act": 4, "theia_act 14x14": 7, "theia_act 7x7": 12} if device() == "cpu" else dict.fromkeys(flags, 200)
+    steps = (
+        {"act": 4, "theia_act 14x14": 7, "theia_act 7x7": 12}
+        if device() == "cpu"
+        else dict.fromkeys(flags, 200)
+    )
     log_every = 1 if device() == "cpu" else 20
     workers = chosen.workers or ([0] if quick else [0, 1, 2])
 
@@ -63,7 +65,9 @@ def main() -> None:
     }  # fmt: skip
     fastest = {arm: arms[f"{arm}, {best[arm]} workers"].median for arm in flags}
     outcomes = [
-        Outcome(what=f"{arm} over act on raw frames", value=fastest[arm] / fastest["act"], at_least=goal, row=4)
+        Outcome(
+            what=f"{arm} over act on raw frames", value=fastest[arm] / fastest["act"], at_least=goal, row=4
+        )
         for arm, goal in GOALS.items()
     ]
     outcomes += [

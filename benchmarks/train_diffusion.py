@@ -51,12 +51,16 @@ def main() -> None:
                   warm_up=0)  # fmt: skip
         alternate({str(arm): lambda arm=arm: run(*arm) for arm in rare}, repeats=1, warm_up=0)
         found = {
-            name: Arm(what=f"theia_diffusion, {size}, {name}", unit="steps/s", values=[each.per_s for each in steps])
+            name: Arm(
+                what=f"theia_diffusion, {size}, {name}", unit="steps/s", values=[each.per_s for each in steps]
+            )
             for name, steps in runs.items()
         }
         arms |= {f"{size}, {name}": arm for name, arm in found.items()}
         best = {
-            features: max((arm.median for name, arm in found.items() if name.startswith(features)), default=0.0)
+            features: max(
+                (arm.median for name, arm in found.items() if name.startswith(features)), default=0.0
+            )
             for features in ("cached", "online")
         }
         if best["online"]:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from lerobot.datasets.dataset_metadata import CODEBASE_VERSION, LeRobotDatasetMetadata
 
-from lerobot_theia.cache.errors import CacheError, CacheMismatchError
+from lerobot_theia.cache.errors import CacheDamagedError, CacheError, CacheMismatchError
 from lerobot_theia.cache.identity import differences
 from lerobot_theia.cache.manifest import MANIFEST_NAME, Manifest, read_manifest
-from lerobot_theia.cache.plan import make_identity
+from lerobot_theia.cache.plan import dataset_folder, make_identity
 from lerobot_theia.cache.reader import FeatureCache
 from lerobot_theia.cache.root import default_cache_root
 from lerobot_theia.cache.source import FileHashes, describe_source
@@ -80,25 +80,41 @@ def find_cache(root: Path, request: CacheRequest) -> FeatureCache:
     Raises CacheMismatchError when none does, naming the fields in which the nearest one differs and manifests
     that cannot be read, and CacheDamagedError when one does but its shards are damaged.
     """
-    hashes = FileHashes(root.parent if (root / MANIFEST_NAME).exists() else root)
+    # A cache's own folder is no place for the hashes, nor for other caches.
+    home = default_cache_root() if (root / MANIFEST_NAME).exists() else root
+    hashes = FileHashes(home)
     nearest: tuple[list, Path] | None = None
     fitting: list[tuple[tuple[int, int], Path]] = []
     unreadable: list[str] = []
     for folder in cache_folders(root):
         try:
             manifest = read_manifest(folder)
-        except CacheError as error:  # damaged, or of another format version
+            found = mismatches(manifest, request, hashes)
+        except (
+            CacheError
+        ) as error:  # damaged, of another format version, or of a dataset that is not all here
             unreadable.append(str(error))
             continue
-        found = mismatches(manifest, request, hashes)
         if not found:
             fitting.append((imprecision(manifest), folder))
         elif nearest is None or rank(found) < rank(nearest[0]):
             nearest = (found, folder)
     hashes.save()
     if fitting:
-        return FeatureCache.open(min(fitting)[1])
-    raise CacheMismatchError(explain(root, request, nearest, unreadable))
+        return open_first([folder for _, folder in sorted(fitting)])
+    raise CacheMismatchError(explain(root, request, nearest, unreadable, request.command(home)))
+
+
+def open_first(folders: list[Path]) -> FeatureCache:
+    """The first that is whole. Raises what is wrong with the first if none is."""
+    errors = []
+    for folder in folders:
+        try:
+            return FeatureCache.open(folder)
+        except CacheDamagedError as error:
+            logger.warning("%s fits but is damaged: %s", folder, error)
+            errors.append(error)
+    raise errors[0]
 
 
 def mismatches(manifest: Manifest, request: CacheRequest, hashes: FileHashes) -> list[tuple]:
@@ -138,7 +154,7 @@ def rank(found: list[tuple]) -> tuple[bool, bool, int]:
 
 
 def explain(
-    root: Path, request: CacheRequest, nearest: tuple[list, Path] | None, unreadable: list[str]
+    root: Path, request: CacheRequest, nearest: tuple[list, Path] | None, unreadable: list[str], command: str
 ) -> str:
     head = (
         f"no feature cache under {root} fits dataset {request.meta.repo_id!r}, cameras {list(request.cameras)}, "
@@ -149,4 +165,12 @@ def explain(
         lines.append(f"the nearest, {nearest[1]}, differs in")
         lines += [f"  {field}: wanted {wanted!r}, it has {has!r}" for field, wanted, has in nearest[0]]
     lines += [f"passed over: {problem}" for problem in unreadable]
-    return "\n".join([*lines, "Make it with", f"  {request.command(root)}"])
+    lines += [f"not finished: {folder}" for folder in unfinished(root / dataset_folder(request.meta.repo_id))]
+    return "\n".join([*lines, "Make it with", f"  {command}"])
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Caches of a dataset that have shards and no manifest yet."""
+    shards = sorted(folder.glob("*/*/*.safetensors"))
+    begun = dict.fromkeys(shard.parents[1] for shard in shards)
+    return [cache for cache in begun if not (cache / MANIFEST_NAME).exists()]

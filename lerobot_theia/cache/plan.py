@@ -49,8 +49,8 @@ class PrecomputeSettings:
     def __post_init__(self) -> None:
         torch_dtype(self.dtype)
         for name in ("batch_size", "shard_mib", "pool"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1")
         if self.compute_dtype not in FLOAT_DTYPES:
             raise ValueError(f"compute_dtype={self.compute_dtype!r}; choose one of {', '.join(FLOAT_DTYPES)}")
 
@@ -138,9 +138,13 @@ def make_identity(
     )
 
 
+def dataset_folder(repo_id: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "--", repo_id).strip(".") or "dataset"
+
+
 def cache_name(identity: CacheIdentity, encoder_name: str) -> str:
     """`<dataset>/<encoder>-<dtype>[-pool2]-<fingerprint>`: for eyes; what counts is the manifest."""
-    dataset = re.sub(r"[^A-Za-z0-9_.-]+", "--", identity.dataset.repo_id).strip(".") or "dataset"
+    dataset = dataset_folder(identity.dataset.repo_id)
     encoder = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(encoder_name).name).strip(".") or "encoder"
     pool = f"-pool{identity.tokens.pool}" if identity.tokens.pool > 1 else ""
     return f"{dataset}/{encoder}-{identity.tokens.dtype}{pool}-{identity.fingerprint[:12]}"

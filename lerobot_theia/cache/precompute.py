@@ -6,6 +6,7 @@ A shard is the unit of work: its batches never reach into the next one, so a sha
 has the bytes it would have had without.
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import logging
@@ -91,7 +92,10 @@ def precompute(
     `progress(done, new)` the number of frames that are complete and, of those, newly encoded since the last call.
     """
     meta = open_metadata(settings)
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise CacheError(f"device={settings.device!r} is no device: {error}") from error
     # As lerobot-train and lerobot-eval do, so that live frames give these tokens on a GPU, too.
     torch.backends.cuda.matmul.allow_tf32 = True
     encoder = TheiaEncoder.from_pretrained(
@@ -121,6 +125,12 @@ def open_metadata(settings: PrecomputeSettings) -> LeRobotDatasetMetadata:
         raise CacheError(
             f"dataset {settings.repo_id!r} is not a LeRobotDataset v3.0, which is what Theia caches are made from: "
             f"{' '.join(str(error).split())}"
+        ) from error
+    except Exception as error:  # whatever the Hub, the network or a damaged file raise
+        raise CacheError(
+            f"dataset {settings.repo_id!r} is neither in LeRobot's home nor to be had from the Hub "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}). Give its folder with dataset.root=..., or "
+            "record it first (scripts/record_pusht_demos.py for local/pusht_expert)"
         ) from error
     if missing := missing_files(meta, select_cameras(meta, settings.cameras)):
         # A dataset of the Hub of which only the metadata is here. LeRobot downloads the rest when it opens it.
@@ -270,9 +280,13 @@ class Run:
         dataset = open_dataset(self.plan.settings)
         sources = {camera: CameraFrames(dataset, camera) for camera in {camera for camera, *_ in todo}}
         pending: dict[Future[str], tuple[str, int]] = {}
-        with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+        with contextlib.ExitStack() as stack:
+            writer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="write"))
             parts: list[StoredTokens] = []
-            for camera, shard, start, frames, is_last in prefetch(self.batches(todo, sources), BATCHES_AHEAD):
+            batches = stack.enter_context(
+                contextlib.closing(prefetch(self.batches(todo, sources), BATCHES_AHEAD))
+            )
+            for camera, shard, start, frames, is_last in batches:
                 parts.append(self.encode_batch(frames, sources[camera], start))
                 self.report.frames_encoded += len(frames)
                 self.progress(self.report.frames_kept + self.report.frames_encoded, len(frames))

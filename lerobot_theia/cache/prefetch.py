@@ -2,14 +2,14 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 
-def prefetch[T](items: Iterable[T], depth: int) -> Iterator[T]:
+def prefetch[T](items: Iterable[T], depth: int) -> Generator[T]:
     """Yield `items` in order while a thread prepares up to `depth` of them ahead.
 
-    An exception in the thread is raised here, where its item would have come. Leaving the loop early ends
-    the thread.
+    An exception in the thread is raised here, where its item would have come. Closing the generator ends the
+    thread.
     """
     ready: queue.Queue[tuple[bool, object]] = queue.Queue(maxsize=depth)
     stop = threading.Event()

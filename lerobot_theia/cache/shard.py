@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lerobot_theia.cache.errors import CacheDamagedError
-from lerobot_theia.cache.files import publish, sha256_of_file
+from lerobot_theia.cache.files import publish
 from lerobot_theia.cache.identity import canonical_json, checked
 from lerobot_theia.cache.storage import StoredTokens, decode_tokens, torch_dtype
 
@@ -202,6 +202,3 @@ def tiles(bounds: Iterable[tuple[int, int]], size: int) -> bool:
             return False
         at = stop
     return at == size
-
-
-__all__ = ["Shard", "ShardKey", "ShardLayout", "sha256_of_file", "shard_path", "write_shard"]

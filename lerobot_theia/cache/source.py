@@ -78,7 +78,7 @@ def select_cameras(meta: LeRobotDatasetMetadata, cameras: Iterable[str] | None =
             f"dataset {meta.repo_id!r} has no camera: none of its features {sorted(meta.features)} is an image "
             "or a video. Theia policies need at least one; train LeRobot's own policies on state instead."
         )
-    wanted = list(cameras) if cameras else list(meta.camera_keys)
+    wanted = list(meta.camera_keys if cameras is None else cameras)
     if unknown := [name for name in wanted if name not in meta.camera_keys]:
         raise CacheError(f"dataset {meta.repo_id!r} has no camera {unknown}; it has {list(meta.camera_keys)}")
     for name in wanted:
@@ -138,7 +138,7 @@ def describe_source(
             kind="video" if camera in meta.video_keys else "image",
             height=height,
             width=width,
-            frames=sha256_of_json(table),
+            frames=sha256_of_json({"fps": meta.fps, "episodes": table}),
             content=content_digest(camera_files),
         )
         files[camera] = tuple(camera_files)

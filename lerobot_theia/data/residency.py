@@ -7,8 +7,10 @@ device  one tensor per camera where the policy is; the loader moves only frame i
 
 import logging
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import psutil
@@ -23,6 +25,7 @@ from lerobot_theia.cache.storage import StoredTokens, bytes_per_frame
 logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
+CGROUP = Path("/sys/fs/cgroup")
 
 SHARE_OF_MEMORY = 0.5
 SHARE_OF_DEVICE = 0.6
@@ -37,9 +40,13 @@ class LoadedTokens:
     """Per camera, tokens (frames, N, D) and scales (frames, N), by absolute frame index."""
 
     def gather_stored(self, camera: str, indices: np.ndarray) -> StoredTokens:
-        return self.gather_on_device(camera, torch.from_numpy(indices))
+        return self.take(camera, torch.from_numpy(indices))
 
-    def gather_on_device(self, camera: str, indices: Tensor) -> StoredTokens:
+    def __deepcopy__(self, memo: dict) -> Self:
+        """Copies of a policy (for averaging, say) share its tokens."""
+        return self
+
+    def take(self, camera: str, indices: Tensor) -> StoredTokens:
         """Rows `indices` (B,), which lie where the tables do."""
         table = self.tables[camera]
         scale = None if table.scale is None else table.scale.index_select(0, indices)
@@ -106,10 +113,21 @@ def choose_residency(
     return chosen
 
 
+def free_in_container() -> int:
+    """Bytes left under a control group's limit (containers, Slurm), where there is one."""
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return sys.maxsize if limit == "max" else max(0, int(limit) - int(used))
+    except (OSError, ValueError):
+        return sys.maxsize
+
+
 def free_memory(num_workers: int = 0) -> int:
     """Bytes that this process may take; with loader workers, in the shared memory that tensors reach them through."""
     # Processes of one run on one machine each load a copy.
-    memory = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    memory = min(psutil.virtual_memory().available, free_in_container()) // int(
+        os.environ.get("LOCAL_WORLD_SIZE", "1")
+    )
     if num_workers and SHARED_MEMORY.is_dir():
         memory = min(memory, psutil.disk_usage(str(SHARED_MEMORY)).free)
     return memory

@@ -9,7 +9,7 @@ from lerobot.configs.train import TrainPipelineConfig
 from lerobot.configs.types import FeatureType
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
-from lerobot_theia.cache import CacheMismatchError, FeatureCache
+from lerobot_theia.cache import CacheError, CacheMismatchError, FeatureCache
 from lerobot_theia.cache.catalog import CacheRequest, find_cache
 from lerobot_theia.cache.root import resolve_cache_root
 from lerobot_theia.cache.source import select_cameras
@@ -42,27 +42,29 @@ def serve_features(cfg: TrainPipelineConfig, original: Callable[[Any], tuple]) -
         )
     train, held_out = datasets
     cameras = served_cameras(cfg, train.meta)
+    online = must_be_online or ("as --policy.features=online asks" if settings.features == "online" else None)
+    root = resolve_cache_root(settings.cache_root)
+    try:
+        cache = find_cache(root, request(settings, encoder_spec(settings), train.meta, cameras))
+    except CacheError as error:
+        if settings.features == "cached" or not (online or isinstance(error, CacheMismatchError)):
+            raise
+        cache, no_cache = None, error
 
-    if must_be_online or settings.features == "online":
-        logger.info("Theia features: online, %s", must_be_online or "as --policy.features=online asks")
+    if cache is not None and online is None:
+        return serve_cache(settings, cache, cameras, train, held_out, cfg.num_workers)
+    if online is None:
+        logger.warning("Theia features: online, each frame is decoded and encoded in each step: %s", no_cache)
     else:
-        encoder = encoder_spec(settings)
-        try:
-            cache = find_cache(
-                resolve_cache_root(settings.cache_root), request(settings, encoder, train.meta, cameras)
-            )
-        except CacheMismatchError as error:
-            if settings.features == "cached":
-                raise
-            logger.warning(
-                "Theia features: online, each frame is decoded and encoded in each step: %s", error
-            )
-        else:
-            return serve_cache(settings, cache, cameras, train, held_out, cfg.num_workers)
-
+        logger.info("Theia features: online, %s", online)
     if settings.pretrained_path is None:  # type: ignore[attr-defined]
-        encoder_ = load_encoder(settings).to(settings.device)  # type: ignore[attr-defined]
-        train.meta.stats.update(statistics_of_sample(train, encoder_, cameras, settings.token_pool))
+        # A policy is the same whether its tokens are cached or not, so its statistics are those of the cache, too.
+        if cache is not None:
+            statistics = statistics_of_cache(cache, cameras)
+        else:
+            encoder = load_encoder(settings).to(settings.device)  # type: ignore[attr-defined]
+            statistics = statistics_of_sample(train, encoder, cameras, settings.token_pool)
+        train.meta.stats.update(statistics)
     return train, held_out
 
 
@@ -125,6 +127,8 @@ def served_cameras(cfg: TrainPipelineConfig, meta: LeRobotDatasetMetadata) -> di
             + (f", renamed to {sorted(renamed.values())}" if cfg.rename_map else "")
             + ". Map their names with --rename_map."
         )
+    if inputs and not wanted:
+        raise ValueError(f"none of the policy's input features {sorted(inputs)} is a camera (type VISUAL)")
     chosen = [camera for camera, name in renamed.items() if not inputs or name in wanted]
     return {camera: renamed[camera] for camera in select_cameras(meta, chosen)}
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from lerobot_theia.encoder.spec import EncoderSpec
 
 FEATURES = ("auto", "cached", "online")
+CACHE_DTYPES = ("float32", "float16", "bfloat16", "int8")
 RESIDENCIES = ("auto", "disk", "memory", "device")
 DEFAULT_ENCODER = "theia-tiny-cdiv"
 
@@ -24,7 +25,7 @@ class FeatureSettings:
         cache_dtype: Take only a cache of this storage type (`float16`, `int8`, ...). None takes the most precise.
         cache_residency: Where tokens are while training reads them. `disk`: memory-mapped files. `memory`: all of them
             in memory. `device`: all of them on the policy's device, where a batch is an index. `auto`: the fastest that
-            fits with room to spare.
+            fits with room to spare; on a CPU, workers read best from disk.
         token_pool: Side of the average-pooling window over the 14x14 token grid; 2 gives 7x7. Applies to cached and
             live tokens alike.
         encoder_spec: Set by the policy, not by users: the encoder that a checkpoint carries.
@@ -45,6 +46,8 @@ class FeatureSettings:
         super().__post_init__()  # type: ignore[misc]
         if self.features not in FEATURES:
             raise ValueError(f"features={self.features!r}; choose one of {', '.join(FEATURES)}")
+        if self.cache_dtype not in (None, *CACHE_DTYPES):
+            raise ValueError(f"cache_dtype={self.cache_dtype!r}; choose one of {', '.join(CACHE_DTYPES)}")
         if self.cache_residency not in RESIDENCIES:
             raise ValueError(
                 f"cache_residency={self.cache_residency!r}; choose one of {', '.join(RESIDENCIES)}"

@@ -31,6 +31,7 @@ from lerobot_theia.demos.recording import (
     add_arguments,
     already_there,
     camera,
+    dataset_root,
     missing_extra,
     outcome_features,
     write_dataset,
@@ -66,7 +67,7 @@ def metaworld_features(
 
 def record_metaworld(
     task: str,
-    root: str | Path,
+    root: str | Path | None = None,
     num_episodes: int = 50,
     seed: int = 0,
     *,
@@ -84,7 +85,7 @@ def record_metaworld(
 
     Args:
         task: `drawer-open`, `drawer-open-v3` or `metaworld-drawer-open`.
-        root: folder of the new dataset.
+        root: folder of the new dataset; None is its place in LeRobot's home.
         num_episodes: successful episodes to record.
         seed: of the first episode; every further attempt takes the next one. Evaluate with other seeds.
         repo_id: its name for LeRobot (default: local/metaworld_<task>); nothing is uploaded.
@@ -106,9 +107,10 @@ def record_metaworld(
     if not 16 <= image_size <= IMAGE_SIZE or image_size % 2:
         raise RecordingError(f"image_size {image_size} is not an even number from 16 to {IMAGE_SIZE} pixels")
     name, description = _look_up(task)
+    repo_id = repo_id or f"local/metaworld_{name.removesuffix('-v3')}"
     plan = Plan(
-        root=Path(root).expanduser().resolve(),
-        repo_id=repo_id or f"local/metaworld_{name.removesuffix('-v3')}",
+        root=dataset_root(root, repo_id),
+        repo_id=repo_id,
         fps=FPS,
         features=metaworld_features(
             image_size=image_size, use_videos=use_videos, environment_state=environment_state

@@ -27,6 +27,7 @@ from lerobot_theia.demos.recording import (
     add_arguments,
     already_there,
     camera,
+    dataset_root,
     missing_extra,
     outcome_features,
     write_dataset,
@@ -98,7 +99,7 @@ def pusht_features(*, use_videos: bool = True, environment_state: bool = False) 
 
 
 def record_pusht(
-    root: str | Path,
+    root: str | Path | None = None,
     repo_id: str = "local/pusht_expert",
     num_episodes: int | None = None,
     *,
@@ -113,7 +114,7 @@ def record_pusht(
     """Replay expert actions in `gym_pusht/PushT-v0` and record a LeRobotDataset v3.
 
     Args:
-        root: folder of the new dataset.
+        root: folder of the new dataset; None is its place in LeRobot's home.
         repo_id: its name for LeRobot; nothing is uploaded.
         num_episodes: record the first so many; None records all (260).
         actions_path: the action file; the one that ships with the package by default.
@@ -131,7 +132,7 @@ def record_pusht(
     expert = ExpertActions.load(Path(actions_path)).first(num_episodes)
     lengths = [len(actions) for actions in expert.actions]
     plan = Plan(
-        root=Path(root).expanduser().resolve(),
+        root=dataset_root(root, repo_id),
         repo_id=repo_id,
         fps=FPS,
         features=pusht_features(use_videos=use_videos, environment_state=environment_state),

@@ -282,9 +282,23 @@ def _count_video_frames(path: Path) -> int:
     return int(frames)
 
 
+def dataset_root(root: str | Path | None, repo_id: str) -> Path:
+    """`root`, or where LeRobot looks for `repo_id` when it is given no root."""
+    if root is None:
+        from lerobot.utils.constants import HF_LEROBOT_HOME
+
+        root = HF_LEROBOT_HOME / repo_id
+    return Path(root).expanduser().resolve()
+
+
 def add_arguments(parser: argparse.ArgumentParser, *, episodes: int | None, workers: int) -> None:
     """Options that all recording commands share."""
-    parser.add_argument("--root", type=Path, required=True, help="folder of the new dataset")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=None,
+        help="folder of the new dataset (default: its place in LeRobot's home)",
+    )
     parser.add_argument(
         "--repo-id", default=None, help="name of the dataset for LeRobot (nothing is uploaded)"
     )

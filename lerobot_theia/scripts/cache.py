@@ -102,7 +102,7 @@ def remove(arguments: argparse.Namespace) -> int:
     if path.is_symlink() or not is_cache(path, files):
         raise CacheError(f"{path} is no feature cache, or a link to one: nothing is deleted")
     size = sum(file.stat().st_size for file in files)
-    if not arguments.yes and input(f"delete {path} ({format_bytes(size)})? [y/N] ").strip().lower() != "y":
+    if not arguments.yes and not confirmed(f"delete {path} ({format_bytes(size)})? [y/N] "):
         print("kept")
         return 1
     with claim(path):
@@ -114,6 +114,13 @@ def remove(arguments: argparse.Namespace) -> int:
                 folder.rmdir()
     print(f"deleted {path} ({format_bytes(size)})")
     return 0
+
+
+def confirmed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() == "y"
+    except EOFError:
+        raise CacheError("nobody is there to answer; pass --yes") from None
 
 
 def is_cache(path: Path, files: list[Path]) -> bool:

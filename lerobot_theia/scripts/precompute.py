@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
@@ -100,6 +101,10 @@ def run(config: DictConfig) -> None:
             raise
         logging.getLogger(__name__).debug("details", exc_info=True)
         sys.exit(f"lerobot-theia-precompute: {error}")
+    except torch.OutOfMemoryError as error:
+        sys.exit(
+            f"lerobot-theia-precompute: the device is full at batch_size={config.batch_size}; halve it ({error})"
+        )
     finally:
         if progress is not None:
             progress.close()

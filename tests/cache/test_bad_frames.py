@@ -180,3 +180,16 @@ def test_bytes_of_stored_images_are_recovered_exactly(image_dataset: Path) -> No
     for i in range(6):
         stored = dataset.hf_dataset.with_format(None)[3 + i][TOP]
         np.testing.assert_array_equal(frames[i].permute(1, 2, 0).numpy(), np.asarray(stored))
+
+
+def test_a_dataset_in_an_older_format_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "dataset", episodes=(2,), cameras={TOP: (32, 32)})
+    info = dataset / "meta" / "info.json"
+    info.write_text(info.read_text().replace('"v3.0"', '"v2.1"'))
+    with pytest.raises(CacheError, match=r"not a LeRobotDataset v3\.0.*convert"):
+        run(dataset, tmp_path / "caches")
+
+
+def test_a_device_that_is_none_is_refused(video_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="device='gpu' is no device"):
+        run(video_dataset, tmp_path, device="gpu")

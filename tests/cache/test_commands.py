@@ -8,10 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import hydra
 import pytest
 
 from lerobot_theia.cache import FeatureCache
+from lerobot_theia.cache.plan import PrecomputeSettings
 from lerobot_theia.scripts import cache as cache_command
+from lerobot_theia.scripts.configs import config_folder
+from lerobot_theia.scripts.precompute import settings_of
 from tests.cache.helpers import TOP, WRIST, copy_of, digests, run, shards, strays
 from tests.datasets import REPO_ID
 
@@ -79,7 +83,7 @@ class TestCacheCommand:
         other.mkdir()
         (other / "manifest.json").write_text("{}")
         status, text = command("ls", cache.path.parents[1])
-        assert status == 0 and f"{other}\n    DAMAGED" in text and "16 frames" in text
+        assert status == 0 and f"{other}\n    NOT READABLE" in text and "16 frames" in text
 
     def test_ls_of_nothing(self, command, tmp_path: Path) -> None:
         assert command("ls", tmp_path) == (0, f"no caches under {tmp_path}\n")
@@ -184,6 +188,8 @@ class TestPrecomputeCommand:
                 "dataset.root=/nowhere holds no LeRobotDataset",
             ),
             (["+dataset.repo_id=a/b", "dtype=float12"], "dtype='float12' is not a storage type"),
+            (["+dataset.repo_id=a/b", "batch_size=many"], "batch_size='many' must be a whole number"),
+            (["dataset=pusht_expert"], "dataset 'local/pusht_expert' is neither in LeRobot's home nor"),
         ],
     )
     def test_a_wrong_request_is_one_line_and_no_traceback(
@@ -200,6 +206,15 @@ class TestPrecomputeCommand:
         assert done.stderr.strip().splitlines()[-1].startswith(f"lerobot-theia-precompute: {message}")
         assert "Traceback" not in done.stderr
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        "name", sorted({path.stem for path in Path(config_folder(), "dataset").glob("*.yaml")} - {"any"})
+    )
+    def test_ready_configs_compose(self, name: str) -> None:
+        with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
+            config = hydra.compose("precompute", [f"dataset={name}", "encoder=theia_small_cddsv"])
+        settings = PrecomputeSettings(**settings_of(config))
+        assert "/" in settings.repo_id and settings.encoder == "theia-small-cddsv"
 
     def test_killed_without_warning_it_resumes(self, video_dataset: Path, tmp_path: Path) -> None:
         words = precompute_words(

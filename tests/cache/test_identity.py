@@ -13,7 +13,7 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot_theia.cache import CacheDamagedError, CacheMismatchError, FeatureCache
 from lerobot_theia.cache.catalog import CacheRequest, find_cache
 from lerobot_theia.encoder import EncoderSpec
-from tests.cache.helpers import TOP, WRIST, copy_of, run
+from tests.cache.helpers import TOP, WRIST, copy_of, run, shards
 from tests.datasets import REPO_ID, make_dataset
 
 
@@ -63,6 +63,29 @@ def test_videos_that_are_no_longer_there_are_taken_as_recorded(
 ) -> None:
     dataset = shutil.copytree(video_dataset, tmp_path / "dataset", ignore=shutil.ignore_patterns("*.mp4"))
     assert len(find_cache(root, request(dataset, tiny_spec))) == 16
+
+
+def test_a_damaged_cache_does_not_hide_a_whole_one(
+    video_dataset: Path, tiny_spec: EncoderSpec, tmp_path: Path
+) -> None:
+    precise, _ = run(video_dataset, tmp_path, dtype="float32", pool=14)
+    whole, _ = run(video_dataset, tmp_path, dtype="float16", pool=14)
+    asked = request(video_dataset, tiny_spec, pool=14)
+    assert find_cache(tmp_path, asked).path == precise.path
+    shards(precise.path)[0].unlink()
+    assert find_cache(tmp_path, asked).path == whole.path
+    shards(whole.path)[0].unlink()
+    with pytest.raises(CacheDamagedError, match=str(precise.path)):
+        find_cache(tmp_path, asked)
+
+
+def test_an_unfinished_cache_is_pointed_out(
+    video_dataset: Path, tiny_spec: EncoderSpec, video_cache: FeatureCache, tmp_path: Path
+) -> None:
+    cache = copy_of(video_cache, tmp_path)
+    (cache.path / "manifest.json").unlink()
+    with pytest.raises(CacheMismatchError, match=f"not finished: {cache.path}"):
+        find_cache(tmp_path / "caches", request(video_dataset, tiny_spec))
 
 
 class TestMismatch:

@@ -60,7 +60,7 @@ def test_device_moves_only_indices_and_the_policy_finds_the_same_tokens(
     for camera in CAMERAS:
         assert tokens_key(camera) not in batch
         assert scale_key(camera) not in batch
-        stored = loaded.gather_on_device(camera, batch[frame_key(camera)].flatten())
+        stored = loaded.take(camera, batch[frame_key(camera)].flatten())
         assert torch.equal(stored.tokens.view(disk[tokens_key(camera)].shape), disk[tokens_key(camera)])
 
 

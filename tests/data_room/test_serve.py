@@ -118,9 +118,17 @@ class TestOnline:
         assert isinstance(train, LeRobotDataset)
         assert train.meta.stats[tokens_key(TOP)]["mean"].shape == (192,)
 
-    def test_online_does_not_even_look_at_a_cache(self, rich_dataset: Path, root: str) -> None:
+    def test_online_takes_frames_but_the_statistics_of_the_cache(
+        self, rich_dataset: Path, rich_cache: FeatureCache, root: str
+    ) -> None:
+        """So that the same policy comes out whichever way its tokens came in."""
         policy = act(features="online", cache_root=root, token_pool=7)
-        assert isinstance(serve_features(train_config(rich_dataset, policy), lerobots_own)[0], LeRobotDataset)
+        train, _ = serve_features(train_config(rich_dataset, policy, episodes=[0]), lerobots_own)
+        assert isinstance(train, LeRobotDataset)
+        for key, statistics in statistics_of_cache(
+            rich_cache, {camera: camera for camera in CAMERAS}
+        ).items():
+            np.testing.assert_array_equal(train.meta.stats[key]["mean"], statistics["mean"])
 
     def test_image_transforms_make_auto_online(self, rich_dataset: Path, root: str) -> None:
         config = train_config(rich_dataset, act(cache_root=root, token_pool=7))

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from lerobot_theia.cache.storage import encode_tokens
 from lerobot_theia.data.keys import scale_key, tokens_key
 from lerobot_theia.encoder import TheiaEncoder
+from tests.encoder.published_layout import write_published_checkpoint
 from tests.policies.conftest import (
     CLASSES,
     ONE_CAMERA,
@@ -26,6 +28,7 @@ from tests.policies.conftest import (
     TWO_CAMERAS,
     make_config,
     make_policy,
+    token_statistics,
     training_batch,
     with_tokens,
 )
@@ -218,6 +221,52 @@ def test_another_encoder_cannot_be_asked_of_a_checkpoint(tmp_path: Path):
         CLASSES["theia_act"][1].from_pretrained(tmp_path, config=config)
 
 
+@pytest.mark.parametrize("place", ["theia-tiny-cdiv", "mine"])
+def test_a_policy_with_an_encoder_from_a_folder_loads_without_the_folder(place, tmp_path: Path):
+    """Even from a folder named like a published encoder, which is where an offline machine would keep one."""
+    folder = write_published_checkpoint(tmp_path / place)
+    policy = make_policy("theia_act", encoder=str(folder)).eval()
+    policy.save_pretrained(tmp_path / "checkpoint")
+    shutil.rmtree(folder)
+    loaded = CLASSES["theia_act"][1].from_pretrained(tmp_path / "checkpoint")
+    batch = training_batch(policy)
+    assert torch.equal(loss_of(loaded, batch), loss_of(policy, batch))
+
+
+def test_a_trained_encoder_makes_the_model_card_say_other_than_apache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ModelCard, "validate", lambda card: None)
+    folder = write_published_checkpoint(tmp_path / "copy")
+    card = make_policy("theia_act", encoder=str(folder)).generate_model_card(
+        "local/pusht", "theia_act", None, None
+    )
+    assert card.data.license == "other"
+    assert "non-commercial" in card.text
+
+
+@pytest.mark.parametrize("bad", [np.full(192, np.nan), np.ones(1), np.ones(384)])
+def test_statistics_that_cannot_be_are_refused(bad):
+    stats = token_statistics(ONE_CAMERA)
+    stats["observation.theia.image"]["std"] = bad
+    with pytest.raises(ValueError, match="192 finite numbers"):
+        CLASSES["theia_act"][1](make_config("theia_act"), dataset_stats=stats)
+
+
+def test_a_channel_without_variation_does_not_blow_up_rounding():
+    stats = token_statistics(ONE_CAMERA)
+    stats["observation.theia.image"]["std"][:] = 0
+    policy = CLASSES["theia_act"][1](make_config("theia_act"), dataset_stats=stats)
+    tokens = torch.from_numpy(stats["observation.theia.image"]["mean"]).expand(1, 196, 192)
+    maps = policy.features.to_map("observation.image", tokens.half().float())
+    assert maps.abs().max() < 1
+
+
+def test_spatial_softmax_on_one_token_is_refused():
+    with pytest.raises(ValueError, match="1x1 grid"):
+        make_policy("theia_diffusion", token_pool=14)
+
+
 @pytest.mark.parametrize("kind", POLICIES)
 def test_a_policy_without_token_statistics_is_refused(kind):
     with pytest.raises(ValueError, match=r"no token statistics for camera 'observation\.image'"):
@@ -255,6 +304,7 @@ def test_normalised_images_are_refused(kind):
     [
         ({"features": "fast"}, "auto, cached, online"),
         ({"token_pool": 0}, "token_pool=0"),
+        ({"cache_dtype": "fp16"}, "float32, float16, bfloat16, int8"),
         ({"token_head": "cls"}, "spatial_softmax"),
     ],
 )

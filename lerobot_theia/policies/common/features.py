@@ -15,7 +15,9 @@ from lerobot_theia.data.residency import LoadedTokens
 from lerobot_theia.encoder import TheiaEncoder
 from lerobot_theia.encoder.preprocess import preprocess
 
-SMALLEST_STD = 1e-6
+SMALLEST_RELATIVE_STD = 2**-8
+"""Rounding of bfloat16, the coarsest float storage: a channel that varies less than that (a dark camera, a constant
+view) is no signal, and scaling it up would scale up rounding."""
 
 
 def has_tokens(batch: Mapping[str, Any], camera: str) -> bool:
@@ -67,9 +69,17 @@ class FrozenFeatures(nn.Module):
                     "`dataset_stats` with an entry for each camera: lerobot_theia.data.token_statistics makes them "
                     "from a cache or from a sample of frames."
                 )
-            for name in ("mean", "std"):
-                values = torch.as_tensor(np.asarray(stats[tokens_key(camera)][name]), dtype=torch.float32)
-                getattr(self, name)[row] = values
+            mean, std = (
+                torch.as_tensor(np.asarray(stats[tokens_key(camera)][name]), dtype=torch.float32)
+                for name in ("mean", "std")
+            )
+            if mean.shape != (self.dim,) or std.shape != (self.dim,) or not (mean + std).isfinite().all():
+                raise ValueError(
+                    f"token statistics of camera {camera!r} are {tuple(mean.shape)} and {tuple(std.shape)}, expected "
+                    f"{self.dim} finite numbers each"
+                )
+            self.mean[row] = mean
+            self.std[row] = std.maximum(SMALLEST_RELATIVE_STD * mean.abs().clamp_min(1))
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A copy of `batch` in which cameras hold maps. Tokens of a cache are taken before frames."""
@@ -90,7 +100,12 @@ class FrozenFeatures(nn.Module):
                 f"the batch holds frame indices of camera {camera!r}, but this policy has no tokens on its device: it "
                 "was not made from the settings that its dataset was (--policy.cache_residency=device)"
             )
-        stored = self.on_device.gather_on_device(camera, frames.flatten())
+        if frames.device != (device := self.on_device.tables[camera].tokens.device):
+            raise RuntimeError(
+                f"tokens of camera {camera!r} lie on {device}, the batch on {frames.device}; use "
+                "--policy.cache_residency=memory or disk"
+            )
+        stored = self.on_device.take(camera, frames.flatten())
         return decode_tokens(stored.tokens, stored.scale).view(*frames.shape, *stored.tokens.shape[1:])
 
     def encode(self, frames: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -115,5 +130,5 @@ class FrozenFeatures(nn.Module):
                 f"{(self.grid**2, self.dim)}"
             )
         row = self.cameras.index(camera)
-        tokens = (tokens - self.mean[row]) / self.std[row].clamp_min(SMALLEST_STD)
+        tokens = (tokens - self.mean[row]) / self.std[row]
         return einops.rearrange(tokens, "... (h w) d -> ... d h w", h=self.grid)

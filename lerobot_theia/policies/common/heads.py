@@ -16,6 +16,10 @@ class SpatialSoftmaxHead(TokenHead):
 
     def __init__(self, map_shape: tuple[int, int, int], num_keypoints: int) -> None:
         super().__init__()
+        if map_shape[1:] == (1, 1):
+            raise ValueError(
+                "token_head=spatial_softmax finds positions, and a 1x1 grid (token_pool=14) has none; use mean or attention"
+            )
         self.feature_dim = 2 * num_keypoints
         self.pool = SpatialSoftmax(map_shape, num_kp=num_keypoints)
         self.out = nn.Linear(self.feature_dim, self.feature_dim)

@@ -8,8 +8,14 @@ from huggingface_hub import ModelCard
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
-from lerobot_theia.encoder import PUBLISHED_LICENSE, EncoderSpec, TheiaEncoder
-from lerobot_theia.encoder.names import canonical_name, known_encoders
+from lerobot_theia.encoder import EncoderSpec, TheiaEncoder
+from lerobot_theia.encoder.names import (
+    canonical_name,
+    known_encoders,
+    license_notice,
+    notice_once,
+    untrained_warning,
+)
 from lerobot_theia.policies.common.features import FrozenFeatures, has_tokens
 
 logger = logging.getLogger(__name__)
@@ -35,7 +41,9 @@ class TheiaPolicy(PreTrainedPolicy):
                 config.encoder, revision=config.encoder_revision, translators=False
             )
             config.encoder_spec = encoder.spec
-        on_device = getattr(config, "tokens_on_device", None)
+        on_device = config.__dict__.pop(
+            "tokens_on_device", None
+        )  # left there by the seam, for this policy only
         features = FrozenFeatures(encoder, list(config.image_features), config.token_pool, on_device)
         if not from_checkpoint:
             features.set_statistics(dataset_stats or {})
@@ -60,14 +68,17 @@ class TheiaPolicy(PreTrainedPolicy):
         # Strict, whatever was asked: an encoder that is only partly filled would be silently wrong.
         model = super()._load_as_safetensor(model, model_file, map_location, strict=True)
         model.features.encoder.verify_weights()
-        logger.info("encoder in the checkpoint: %s", model.features.encoder.spec.describe())
+        spec = model.features.encoder.spec
+        notice_once(license_notice(spec.name, spec.license) if spec.trained else untrained_warning(spec.name))
+        logger.info("encoder in the checkpoint: %s", spec.describe())
         return model
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """LeRobot's card, with a section on the encoder that the checkpoint carries and its licence."""
         card = super().generate_model_card(*args, **kwargs)
         spec = self.features.encoder.spec
-        if spec.license == PUBLISHED_LICENSE and self.config.license is None:
+        if spec.trained and self.config.license is None:
+            # LeRobot would say apache-2.0, which is for the encoder's licence to say.
             card.data.license = "other"
         card.text = f"{card.text.rstrip()}\n\n{encoder_section(spec)}"
         return card
@@ -91,12 +102,10 @@ def carried_encoder(config: Any) -> EncoderSpec:
 def names_another(encoder: str, spec: EncoderSpec) -> bool:
     """Whether `--policy.encoder` surely means another encoder than the checkpoint's.
 
-    A folder may have moved since, or be somebody else's; only names can be told apart without it.
+    Only short names say so: a folder may have been moved or renamed since.
     """
-    name, folder = canonical_name(encoder), Path(encoder).expanduser()
-    if name in known_encoders() or spec.name in known_encoders():
-        return name != spec.name
-    return folder.is_dir() and folder.resolve().name != spec.name
+    name = canonical_name(encoder)
+    return name in known_encoders() and name != spec.name
 
 
 def encoder_section(spec: EncoderSpec) -> str:
