@@ -19,6 +19,7 @@ import platform
 import re
 import statistics
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,26 @@ RESULTS = HERE / "results"
 WORK = CHECKOUT / "outputs" / "benchmarks"
 """Datasets and caches, made when missing and kept; git ignores it."""
 PACKAGES = ("lerobot_policy_theia", "lerobot", "torch", "torchvision", "transformers", "torchcodec", "numpy")
+
+
+def busy() -> tuple[float, float, float]:
+    """(seconds on the clock, of all cores busy, of them for this process and its finished children)."""
+    times, own = psutil.cpu_times(), os.times()
+    idle = times.idle + getattr(times, "iowait", 0.0) + getattr(times, "steal", 0.0)
+    return (
+        time.perf_counter(),
+        sum(times[:8]) - idle,
+        own.user + own.system + own.children_user + own.children_system,
+    )
+
+
+BEFORE = busy()
+
+
+def neighbours() -> float:
+    """Cores that other processes kept busy since this one began: how far to trust the rates."""
+    clock, all_cores, own = (after - before for before, after in zip(BEFORE, busy(), strict=True))
+    return max(0.0, (all_cores - own) / clock)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +122,7 @@ class Result:
     quick: bool = False
     machine: Mapping[str, Any] = field(default_factory=lambda: machine())
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
+    cores_used_by_others: float = field(default_factory=lambda: neighbours())
     date: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).date().isoformat())
 
     def to_json(self) -> dict[str, Any]:
@@ -192,7 +214,7 @@ def save(result: Result, out: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{result.name}.json"
     path.write_text(json.dumps(rounded(result.to_json()), indent=1, ensure_ascii=False) + "\n")
-    print(f"{result.name}: {result.measured}")
+    print(f"{result.name}: {result.measured}; others kept {result.cores_used_by_others:.2f} cores busy")
     for name, arm in result.arms.items():
         print(f"  {name}: {arm.median:.4g} {arm.unit} (spread {arm.spread:.0%}, {len(arm.values)} repeats)")
     for outcome in result.outcomes:

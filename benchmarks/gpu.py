@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from account import encoder_flops
 from common import Arm, Outcome, Result, alternate, options, save
 from synthetic import PUSHT, TEXTURES, cache_of_dataset, pusht_dataset, texture_dataset
 from training import train
@@ -96,18 +97,9 @@ def encoder(chosen: Any) -> tuple[dict[str, Arm], list[Outcome]]:
         ratio = best / arms[f"transformers ViT {size}"].median
         outcomes.append(Outcome(what=f"encoder {size} over transformers' ViT run bare", value=ratio))
         if peak:
-            share = best * flops(spec) / (peak * 1e12)
+            share = best * encoder_flops(spec.hidden_size) / (peak * 1e12)
             outcomes.append(Outcome(what=f"share of the card's bf16 rate, {size}", value=share))
     return arms, outcomes
-
-
-def flops(spec: Any) -> float:
-    """Of one frame: two per weight and token, and attention's two products."""
-    tokens, width = spec.num_patches + 1, spec.hidden_size
-    weights = spec.num_layers * (4 * width**2 + 2 * width * spec.intermediate_size)
-    attention = spec.num_layers * 2 * tokens**2 * width
-    patches = spec.num_patches * 3 * spec.patch_size**2 * width
-    return 2.0 * (tokens * weights + attention + patches)
 
 
 def latency(chosen: Any) -> tuple[dict[str, Arm], list[Outcome]]:

@@ -33,7 +33,7 @@ def main() -> None:
     work, quick = chosen.work, chosen.quick
     textures = {"episodes": 1, "frames": 4} if quick else {"episodes": 2, "frames": 100}
     datasets = {
-        "PushT": (PUSHT, pusht_dataset(work, 2 if quick else 6)),
+        "PushT": (PUSHT, pusht_dataset(work, 2 if quick else 4)),
         "2 x 480x640 AV1": (TEXTURES, texture_dataset(work, vcodec="libsvtav1", **textures)),
         "2 x 480x640 H.264": (TEXTURES, texture_dataset(work, vcodec="h264", **textures)),
     }
@@ -42,6 +42,7 @@ def main() -> None:
     encoder = TheiaEncoder.from_pretrained(
         chosen.encoder, dtype=FLOAT_DTYPES[chosen.compute_dtype], device=chosen.device, translators=False
     )
+    encoder_rate(encoder, 1)
     arms: dict[str, Arm] = {}
     outcomes: list[Outcome] = []
     for label, (repo_id, root) in datasets.items():
@@ -52,11 +53,11 @@ def main() -> None:
         values = alternate(
             {
                 "precompute": lambda settings=settings: precompute_rate(settings),
-                "encoder alone": lambda: encoder_rate(encoder, 1 if quick else 4),
+                "encoder alone": lambda: encoder_rate(encoder, 1 if quick else 3),
                 "decoding alone": lambda repo_id=repo_id, root=root: decoding_rate(repo_id, root),
             },
             repeats=1 if quick else 3,
-            warm_up=0 if quick else 1,
+            warm_up=0,
         )
         arms |= {
             f"{name}, {label}": Arm(what=name, unit="frames/s", values=each) for name, each in values.items()

@@ -17,17 +17,16 @@ from common import Arm, Outcome, Result, alternate, options, save
 
 SMALL, LARGE = 10_000, 10_000_000
 ROWS = 64 * 2
-LATER_BATCHES = 100
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
-        child(Path(sys.argv[2]))
+        child(Path(sys.argv[2]), int(sys.argv[3]))
         return
     chosen = options(__doc__)
     from synthetic import identity_of, write_sparse_cache
 
-    large = 200_000 if chosen.quick else LARGE
+    large, later_batches = (200_000, 4) if chosen.quick else (LARGE, 100)
     paths = {}
     for frames in (SMALL, large):
         paths[f"{frames:,} frames"] = chosen.work / "caches" / f"sparse-{frames}"
@@ -35,12 +34,12 @@ def main() -> None:
     seen: dict[str, list[dict]] = {name: [] for name in paths}
 
     def run(name: str) -> float:
-        command = [sys.executable, __file__, "--child", str(paths[name])]
+        command = [sys.executable, __file__, "--child", str(paths[name]), str(later_batches)]
         seen[name].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
         return seen[name][-1]["open_s"] + seen[name][-1]["first_batch_s"]
 
     alternate(
-        {name: lambda name=name: run(name) for name in paths}, repeats=2 if chosen.quick else 9, warm_up=1
+        {name: lambda name=name: run(name) for name in paths}, repeats=1 if chosen.quick else 9, warm_up=1
     )
     for name in seen:
         seen[name] = seen[name][1:]
@@ -50,8 +49,8 @@ def main() -> None:
         "later_batch_s": ("a later batch", "s"),
         "peak_mb": ("peak memory after one batch", "MB"),
         "added_mb": ("of it since opening", "MB"),
-        "later_peak_mb": (f"peak memory after {LATER_BATCHES} more", "MB"),
-        "later_own_mb": (f"not file pages, after {LATER_BATCHES} more", "MB"),
+        "later_peak_mb": (f"peak memory after {later_batches} more", "MB"),
+        "later_own_mb": (f"not file pages, after {later_batches} more", "MB"),
         "descriptors": ("open descriptors", ""),
         "maps": ("memory maps of shards", ""),
     }
@@ -71,7 +70,7 @@ def main() -> None:
     def added(label: str) -> float:
         return arms[f"{label}, {big}"].median - arms[f"{label}, {small}"].median
 
-    later = f"after {LATER_BATCHES} more batches"
+    later = f"after {later_batches} more batches"
     save(
         Result(
             name="scale",
@@ -86,9 +85,9 @@ def main() -> None:
                 Outcome(what="peak memory of the process after one batch, added MB",
                         value=added("peak memory after one batch"), at_most=200, row=7),
                 Outcome(what=f"peak memory {later}, added MB (file pages, which the system can take back, included)",
-                        value=added(f"peak memory after {LATER_BATCHES} more")),
+                        value=added(f"peak memory after {later_batches} more")),
                 Outcome(what=f"memory of its own {later}, added MB",
-                        value=added(f"not file pages, after {LATER_BATCHES} more")),
+                        value=added(f"not file pages, after {later_batches} more")),
                 Outcome(what="open descriptors", value=arms[f"open descriptors, {big}"].median),
             ],
             quick=chosen.quick,
@@ -97,7 +96,7 @@ def main() -> None:
     )  # fmt: skip
 
 
-def child(path: Path) -> None:
+def child(path: Path, later_batches: int) -> None:
     """One fresh process; prints what it measured."""
     import numpy as np
 
@@ -113,7 +112,7 @@ def child(path: Path) -> None:
     gathered = time.perf_counter()
     peak = peak_mb()
     times = []
-    for _ in range(LATER_BATCHES):
+    for _ in range(later_batches):
         rows = rng.integers(0, len(cache), ROWS)
         start = time.perf_counter()
         cache.gather_stored(camera, rows)
@@ -123,7 +122,7 @@ def child(path: Path) -> None:
     measured = {
         "open_s": opened - began,
         "first_batch_s": gathered - opened,
-        "later_batch_s": float(np.median(times[-LATER_BATCHES // 2 :])),
+        "later_batch_s": float(np.median(times[-later_batches // 2 :])),
         "peak_mb": peak,
         "added_mb": peak - before,
         "later_peak_mb": peak_mb(),

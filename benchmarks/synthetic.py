@@ -57,7 +57,7 @@ def pusht_dataset(work: Path, episodes: int) -> Path:
     from lerobot_theia.demos.pusht import record_pusht
 
     root = work / f"pusht-{episodes}"
-    record_pusht(root, PUSHT, episodes, if_missing=True, num_workers=2, progress=False)
+    record_pusht(root, PUSHT, episodes, if_missing=True, num_workers=1, progress=False)
     return root
 
 

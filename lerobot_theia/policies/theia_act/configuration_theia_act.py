@@ -19,6 +19,10 @@ class TheiaACTConfig(FeatureSettings, ACTConfig):
     """ACT on Theia tokens.
 
     All of `ACTConfig` but its ResNet settings, and all of `FeatureSettings`. Cameras may differ in size.
+
+    Args:
+        compile_model: Compile the network with torch.compile; eager, with a warning, where that fails.
+        compile_mode: Mode of torch.compile, as in LeRobot's diffusion policy.
     """
 
     normalization_mapping: dict[str, NormalizationMode] = field(
@@ -26,6 +30,8 @@ class TheiaACTConfig(FeatureSettings, ACTConfig):
             STATE=NormalizationMode.MEAN_STD, ACTION=NormalizationMode.MEAN_STD
         )
     )
+    compile_model: bool = False
+    compile_mode: str = "reduce-overhead"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,6 +16,7 @@ from lerobot.policies.act.modeling_act import (
 )
 from torch import Tensor, nn
 
+from lerobot_theia.policies.common.compiling import compile_forward
 from lerobot_theia.policies.common.policy import TheiaPolicy
 from lerobot_theia.policies.theia_act.configuration_theia_act import TheiaACTConfig
 
@@ -38,6 +39,8 @@ class TheiaACT(ACT):
         self.backbone = TokenBackbone()
         self.encoder_img_feat_input_proj = nn.Conv2d(token_dim, config.dim_model, kernel_size=1)
         self.encoder_cam_feat_pos_embed = ACTSinusoidalPositionEmbedding2d(config.dim_model // 2)
+        if config.compile_model:
+            compile_forward(self, config.compile_mode)
 
 
 class TheiaACTPolicy(TheiaPolicy, ACTPolicy):

@@ -15,6 +15,7 @@ from lerobot.policies.utils import populate_queues
 from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_IMAGES
 from torch import Tensor, nn
 
+from lerobot_theia.policies.common.compiling import compile_forward
 from lerobot_theia.policies.common.heads import make_token_head
 from lerobot_theia.policies.common.policy import TheiaPolicy
 from lerobot_theia.policies.theia_diffusion.configuration_theia_diffusion import TheiaDiffusionConfig
@@ -37,6 +38,8 @@ class TheiaDiffusionModel(DiffusionModel):
         ]
         super().__init__(conditioned_on(config, num_cameras * heads[0].feature_dim))
         self.config = config
+        if config.compile_model:
+            compile_forward(self.unet, config.compile_mode)
         self.rgb_encoder = nn.ModuleList(heads) if config.use_separate_rgb_encoder_per_camera else heads[0]
 
 
@@ -127,6 +130,7 @@ def conditioned_on(config: TheiaDiffusionConfig, width: int) -> TheiaDiffusionCo
     numbers of environment state.
     """
     config = copy.copy(config)
+    config.compile_model = False  # ours falls back to eager, and leaves the names of parameters alone
     if config.env_state_feature is not None:
         width += config.env_state_feature.shape[0]
     config.input_features = {

@@ -1,0 +1,35 @@
+"""torch.compile with a way back."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+
+class CompiledForward:
+    """A module's `forward`, compiled at its first call; eager, after one warning, where that fails.
+
+    Names in the module's `state_dict` stay as they are, so checkpoints load with and without compilation.
+    """
+
+    def __init__(self, forward: Callable[..., Any], mode: str) -> None:
+        self.eager = forward
+        self.compiled: Callable[..., Any] | None = torch.compile(forward, mode=mode)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.compiled is not None:
+            try:
+                return self.compiled(*args, **kwargs)
+            except Exception as error:
+                # An error of the network itself comes again, and plainly, from the eager call.
+                logger.warning("compile_model: not compiled, running eagerly: %s", error)
+                self.compiled = None
+        return self.eager(*args, **kwargs)
+
+
+def compile_forward(module: nn.Module, mode: str) -> None:
+    module.forward = CompiledForward(module.forward, mode)  # type: ignore[method-assign]

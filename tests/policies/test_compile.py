@@ -1,0 +1,44 @@
+"""`--policy.compile_model=true`"""
+
+import logging
+
+import pytest
+import torch
+
+from tests.policies.conftest import CLASSES, POLICIES, make_policy, training_batch, with_tokens
+
+
+def loss_of(policy, batch) -> torch.Tensor:
+    torch.manual_seed(1)
+    return policy.forward(dict(batch))[0]
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_a_compiled_policy_is_the_same_policy(kind, caplog, tmp_path, monkeypatch):
+    """With the graph captured and differentiated as always, and run without code generation, which takes minutes."""
+    capture = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda forward, mode: capture(forward, backend="aot_eager"))
+    changes = {"use_vae": False} if kind == "theia_act" else {}
+    eager = make_policy(kind, **changes).train()
+    compiled = make_policy(kind, compile_model=True, **changes).train()
+    batch = with_tokens(training_batch(eager), eager, torch.float16)
+    torch.testing.assert_close(loss_of(compiled, batch), loss_of(eager, batch), rtol=1e-4, atol=1e-5)
+    loss_of(compiled, batch).backward()
+    assert "running eagerly" not in caplog.text
+    assert compiled.state_dict().keys() == eager.state_dict().keys()
+    compiled.save_pretrained(tmp_path)
+    CLASSES[kind][1].from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_where_it_does_not_compile_it_warns_once_and_runs_eagerly(kind, caplog, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
+    caplog.set_level(logging.WARNING)
+    policy = make_policy(kind, compile_model=True).train()
+    batch = with_tokens(training_batch(policy), policy, torch.float16)
+    first, second = loss_of(policy, batch), loss_of(policy, batch)
+    assert first == second == loss_of(make_policy(kind).train(), batch)
+    assert caplog.text.count("not compiled, running eagerly: no compiler here") == 1
