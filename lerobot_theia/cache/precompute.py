@@ -96,6 +96,10 @@ def precompute(
         device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise CacheError(f"device={settings.device!r} is no device: {error}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise CacheError(
+            f"device={settings.device!r}, but no CUDA device is available here; leave device out"
+        )
     # As lerobot-train and lerobot-eval do, so that live frames give these tokens on a GPU, too.
     torch.backends.cuda.matmul.allow_tf32 = True
     encoder = TheiaEncoder.from_pretrained(

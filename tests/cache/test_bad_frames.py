@@ -193,3 +193,6 @@ def test_a_dataset_in_an_older_format_is_refused_with_the_way_to_convert_it(tmp_
 def test_a_device_that_is_none_is_refused(video_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="device='gpu' is no device"):
         run(video_dataset, tmp_path, device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(CacheError, match="no CUDA device is available"):
+            run(video_dataset, tmp_path, device="cuda")
