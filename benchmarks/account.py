@@ -16,6 +16,20 @@ def encoder_flops(width: int, layers: int = 12) -> float:
     return 2.0 * (tokens * weights + layers * 2 * tokens**2 * width + TOKENS * 3 * 16**2 * width)
 
 
+REASONS = {
+    "gather": "With batches above 32 MB the C library takes fresh pages from the system for each, and faulting them in "
+    "takes most of the time; smaller batches are copied row by row in one thread, where `index_select` uses all of them.",
+    "precompute": "Decoding and the encoder want the same cores here; what is to be expected if their times simply added "
+    "up stands in the table (`if their times added up`). With an encoder on a GPU they do not share.",
+    "train_diffusion": "The worker and the trainer's two threads share two cores, and one epoch of this small dataset is "
+    "33 steps, after each of which the worker begins anew; in the main process (no workers) the share is in the table.",
+    "scale": "The manifest has a line per shard and opening looks at each file; and a batch from a thousand times more "
+    "shards opens ten times more of them. Both are paid once per process. On a cold page cache the kernel's own "
+    "read-ahead (up to megabytes around each page) comes on top.",
+}
+"""Why a target is missed, where that is known. By benchmark."""
+
+
 def account(results: dict[str, Result]) -> list[str]:
     """One paragraph per benchmark that has results, each followed by an empty line."""
     lines = []
@@ -109,7 +123,8 @@ def scale(result: Result) -> str:
         {ms("first batch", small):.1f} and {ms("first batch", large):.1f} ms: its rows lie in
         {min(128, result["settings"]["frames"][0] // 891 + 1)} shards of the small cache and in nearly 128 of the large one,
         and each is opened, checked and mapped once. A later batch takes {ms("a later batch", small):.1f} and
-        {ms("a later batch", large):.1f} ms. Descriptors stay at
+        {ms("a later batch", large):.1f} ms, the large cache's from a page cache that has not seen its rows: that is the
+        price of a cold read, not of size. The spread is wide for the same reason. Descriptors stay at
         {median(result, f"open descriptors, {large}"):.0f}, because a map needs none."""
 
 

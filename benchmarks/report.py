@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from account import account
+from account import REASONS, account
 from common import CHECKOUT, RESULTS
 
 PAGE = CHECKOUT / "docs" / "performance.md"
@@ -71,6 +71,7 @@ def section(name: str, results: dict[str, dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
         *targets(results),
         "",
+        *missed(results),
         "### Where time goes, and what the limit is",
         "",
         *account(results),
@@ -96,23 +97,46 @@ def targets(results: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
+def missed(results: dict[str, dict[str, Any]]) -> list[str]:
+    """By how much, and why."""
+    found = [
+        (result["name"], outcome)
+        for result in results.values()
+        for outcome in result["outcomes"]
+        if outcome["met"] is False
+    ]
+    if not found:
+        return ["All targets that were measured here are met.", ""]
+    lines = ["What falls short:", ""]
+    for name, each in sorted(found, key=lambda pair: pair[1]["row"] or 0):
+        lines.append(
+            f"- {name}: {each['what']} is {number(each['value'])}, wanted {each['target']}. {REASONS.get(name, '')}"
+        )
+    return [line.rstrip() for line in lines] + [""]
+
+
 def table(result: dict[str, Any]) -> list[str]:
     settings = ", ".join(f"{key} {value}" for key, value in result["settings"].items())
     lines = [
-        f"**`{result['name']}.py`**: {result['measured']}. {settings}.",
+        f"**`{result['name']}.py`**: {result['measured']}. {settings}. Other processes kept "
+        f"{result['cores_used_by_others']:.2f} cores busy.",
         *[f"Note: {note}." for note in result["notes"]],
         "",
         "| arm | median | unit | spread | repeats |",
         "|---|---|---|---|---|",
     ]
     lines += [
-        f"| {name} | {number(arm['median'])} | {arm['unit']} | {arm['spread']:.0%} | {len(arm['values'])} |"
+        f"| {name} | {number(arm['median'])} | {arm['unit']} | {spread(arm)} | {len(arm['values'])} |"
         for name, arm in result["arms"].items()
     ]
     others = [outcome for outcome in result["outcomes"] if outcome["row"] is None]
     if others:
         lines += ["", "; ".join(f"{each['what']}: {number(each['value'])}" for each in others) + "."]
     return lines
+
+
+def spread(arm: dict[str, Any]) -> str:
+    return f"{arm['spread']:.0%}" if len(arm["values"]) > 1 else ""
 
 
 def number(value: float) -> str:

@@ -26,7 +26,7 @@ def main() -> None:
     chosen = options(__doc__)
     from synthetic import identity_of, write_sparse_cache
 
-    large, later_batches = (200_000, 4) if chosen.quick else (LARGE, 100)
+    large, later_batches = (200_000, 4) if chosen.quick else (LARGE, 10)
     paths = {}
     for frames in (SMALL, large):
         paths[f"{frames:,} frames"] = chosen.work / "caches" / f"sparse-{frames}"
@@ -39,7 +39,7 @@ def main() -> None:
         return seen[name][-1]["open_s"] + seen[name][-1]["first_batch_s"]
 
     alternate(
-        {name: lambda name=name: run(name) for name in paths}, repeats=1 if chosen.quick else 9, warm_up=1
+        {name: lambda name=name: run(name) for name in paths}, repeats=1 if chosen.quick else 5, warm_up=1
     )
     for name in seen:
         seen[name] = seen[name][1:]
