@@ -21,8 +21,9 @@ REASONS = {
     "takes most of the time; smaller batches are copied row by row in one thread, where `index_select` uses all of them.",
     "precompute": "Decoding and the encoder want the same cores here; what is to be expected if their times simply added "
     "up stands in the table (`if their times added up`). With an encoder on a GPU they do not share.",
-    "train_diffusion": "The worker and the trainer's two threads share two cores, and one epoch of this small dataset is "
-    "33 steps, after each of which the worker begins anew; in the main process (no workers) the share is in the table.",
+    "train_diffusion": "With a worker every step waits 7 to 8 ms although batches are ready, much of it for passing each "
+    "small tensor of a batch as shared memory of its own; and each epoch (33 steps of this small dataset) begins with a "
+    "wait of 60 to 80 ms. Without workers the share is in the table.",
     "scale": "The manifest has a line per shard and opening looks at each file; and a batch from a thousand times more "
     "shards opens ten times more of them. Both are paid once per process. On a cold page cache the kernel's own "
     "read-ahead (up to megabytes around each page) comes on top.",

@@ -72,7 +72,8 @@ class FeatureDataset(Dataset):
         self._columns, other_columns = tensor_columns(self.hf_dataset, skip=set(self.meta.camera_keys))
         self._other_columns = self.hf_dataset.select_columns(other_columns) if other_columns else None
         self._tasks = list(self.meta.tasks.index)
-        self._absolute = self._columns["index"].numpy()
+        # A copy: sending the columns to a worker moves them to shared memory and frees what a view would point at.
+        self._absolute = self._columns["index"].numpy().copy()
         self._episode_rows = EpisodeRows.from_columns(
             self._columns["episode_index"].numpy(),
             np.asarray(self.meta.episodes["dataset_from_index"]),

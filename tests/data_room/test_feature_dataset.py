@@ -169,3 +169,12 @@ def test_spawned_workers_serve_the_same_batches(served: FeatureDataset) -> None:
     assert len(alone) == len(spawned) == 4
     for one, other in zip(alone, spawned, strict=True):
         assert_same(other, one)
+
+
+def test_sending_the_dataset_to_a_worker_leaves_no_array_on_freed_memory(served: FeatureDataset) -> None:
+    """Pickling for a process moves tensors to shared memory; arrays that view them would dangle, and read anything."""
+    columns = [column.numpy() for column in served._columns.values() if column.numel()]
+    arrays = [value for value in vars(served).values() if isinstance(value, np.ndarray)]
+    arrays += [value for value in vars(served._episode_rows).values() if isinstance(value, np.ndarray)]
+    assert len(arrays) >= 5
+    assert not any(np.shares_memory(array, column) for array in arrays for column in columns)
