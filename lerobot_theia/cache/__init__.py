@@ -12,7 +12,10 @@ plan.py        what a run will do, known before it starts
 claim.py       one process builds a cache, others wait
 precompute.py  dataset -> cache
 catalog.py     which cache under a root serves a dataset, and if none, why not
+root.py        where caches are kept
+prefetch.py    an iterator in a thread, a bounded number of items ahead
 files.py       write, sync, rename
+errors.py      what can go wrong
 """
 
 from lerobot_theia.cache.errors import CacheDamagedError, CacheError, CacheMismatchError, FrameError

@@ -1,7 +1,8 @@
 """A LeRobotDataset whose cameras are tokens from a cache.
 
 Items are those of the LeRobotDataset it is made from, except that a camera's frames are replaced by its tokens,
-under `tokens_key(camera)`: (N, D), or (S, N, D) with delta timestamps. Nothing is decoded, and nothing is read
+under `tokens_key(camera)`: (N, D), or (S, N, D) with delta timestamps; or, where the policy has the tokens on its
+device, by frame indices under `frame_key(camera)`. Nothing is decoded, and nothing is read
 from parquet after construction.
 """
 
