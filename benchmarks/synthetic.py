@@ -4,7 +4,6 @@ python benchmarks/synthetic.py           # make all of them under outputs/benchm
 """
 
 import hashlib
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -22,25 +21,22 @@ from lerobot_theia.cache.identity import (
     DatasetIdentity,
     EncoderIdentity,
     TokenIdentity,
-    canonical_json,
 )
 from lerobot_theia.cache.manifest import (
     MANIFEST_NAME,
     Manifest,
-    ShardRecord,
     TokenStatistics,
     num_shards,
     shard_key,
     shard_layout,
     write_manifest,
 )
-from lerobot_theia.cache.plan import PrecomputeSettings, make_plan
-from lerobot_theia.cache.shard import SAFETENSORS_DTYPES, Shard, shard_path, write_shard
+from lerobot_theia.cache.plan import PrecomputeSettings, frames_per_shard, make_plan
+from lerobot_theia.cache.shard import Shard, ShardLayout, shard_header, shard_path, write_shard
 from lerobot_theia.cache.source import SourceFile
 from lerobot_theia.cache.storage import StoredTokens, bytes_per_frame, encode_tokens
 from lerobot_theia.encoder import EncoderSpec, TheiaEncoder
 
-SHARD_BYTES = 64 * 2**20
 """As precompute's `shard_mib`."""
 CAMERA = "observation.image"
 NO_HASH = hashlib.sha256(b"").hexdigest()
@@ -191,14 +187,14 @@ def write_cache(
     if (path / MANIFEST_NAME).exists():
         return FeatureCache.open(path)
     layout, frames = shard_layout(identity), identity.dataset.num_frames
-    shard_frames = max(1, SHARD_BYTES // bytes_per_frame(layout.num_tokens, layout.dim, layout.dtype))
+    shard_frames = frames_of_a_shard(layout, frames)
     if tokens is None:  # the same for all shards: making random numbers takes longer than writing them
         shape = (min(shard_frames, frames), layout.num_tokens, layout.dim)
         block = encode_tokens(torch.randn(shape, generator=torch.Generator().manual_seed(0)), layout.dtype)
-    records: dict[str, list[ShardRecord]] = {}
+    digests: dict[str, list[str]] = {}
     statistics: dict[str, TokenStatistics] = {}
     for camera in identity.dataset.cameras:
-        records[camera] = []
+        digests[camera] = []
         sums = torch.zeros(2, layout.dim, dtype=torch.float64)
         for shard in range(num_shards(frames, shard_frames)):
             key = shard_key(identity, shard_frames, camera, shard)
@@ -208,54 +204,51 @@ def write_cache(
             else:
                 stored = encode_tokens(tokens(key.start, key.start + key.frames), layout.dtype)
             file = shard_path(path, camera, shard)
-            digest = write_shard(file, key, stored)
-            records[camera].append(ShardRecord(file.stat().st_size, digest))
-            opened = Shard(file, key, layout)
+            digests[camera].append(write_shard(file, key, layout, stored))
+            opened = Shard(file, key, layout, path)
             sums += torch.stack([opened.tensors["sum"], opened.tensors["sum_sq"]])
         mean, mean_square = sums / (frames * layout.num_tokens)
         std = (mean_square - mean.square()).clamp_min(0).sqrt()
         statistics[camera] = TokenStatistics(tuple(mean.tolist()), tuple(std.tolist()))
-    finish(path, identity, shard_frames, records, statistics, files, encoder)
+    finish(path, identity, shard_frames, digests, statistics, files, encoder)
     return FeatureCache.open(path)
 
 
-def write_sparse_cache(path: Path, identity: CacheIdentity) -> None:
-    """Shards that are holes behind valid headers: a cache of any size on a small disk. Its tokens read as zeros."""
+def frames_of_a_shard(layout: ShardLayout, frames: int) -> int:
+    return frames_per_shard(None, bytes_per_frame(layout.num_tokens, layout.dim, layout.dtype), frames)
+
+
+def write_sparse_cache(path: Path, identity: CacheIdentity, shard_frames: int | None = None) -> None:
+    """Shards that are holes behind valid headers: a cache of any size on a small disk. Its tokens read as zeros.
+
+    Without `shard_frames`, shards are as large as precompute would make them.
+    """
     if (path / MANIFEST_NAME).exists():
         return
     layout, frames = shard_layout(identity), identity.dataset.num_frames
-    shard_frames = SHARD_BYTES // bytes_per_frame(layout.num_tokens, layout.dim, layout.dtype)
-    records: dict[str, list[ShardRecord]] = {}
+    shard_frames = shard_frames or frames_of_a_shard(layout, frames)
+    digests: dict[str, list[str]] = {}
     for camera in identity.dataset.cameras:
         shard_path(path, camera, 0).parent.mkdir(parents=True, exist_ok=True)
-        records[camera] = []
+        digests[camera] = []
         for shard in range(num_shards(frames, shard_frames)):
             key = shard_key(identity, shard_frames, camera, shard)
-            entries, at = {}, 0
-            for name, (dtype, shape) in layout.tensors(key.frames).items():
-                stop = at + dtype.itemsize * math.prod(shape)
-                entry = {"dtype": SAFETENSORS_DTYPES[dtype], "shape": list(shape), "data_offsets": [at, stop]}
-                entries[name], at = entry, stop
-            metadata = {"shard": canonical_json({**key.__dict__, "sha256": NO_HASH})}
-            header = json.dumps({"__metadata__": metadata, **entries}).encode()
-            header = header.ljust(-(-len(header) // 8) * 8)
+            sha256 = hashlib.sha256(f"{camera}/{shard}".encode()).hexdigest()
+            header = shard_header(key, layout, sha256)
             with shard_path(path, camera, shard).open("wb") as file:
-                file.write(len(header).to_bytes(8, "little") + header)
-                file.truncate(8 + len(header) + at)
-                size = file.tell() + at
-            records[camera].append(
-                ShardRecord(size, hashlib.sha256(f"{camera}/{shard}".encode()).hexdigest())
-            )
+                file.write(header)
+                file.truncate(len(header) + layout.payload_bytes(key.frames))
+            digests[camera].append(sha256)
     zeros = (0.0,) * layout.dim
-    statistics = dict.fromkeys(records, TokenStatistics(zeros, zeros))
-    finish(path, identity, shard_frames, records, statistics, None, "synthetic")
+    statistics = dict.fromkeys(digests, TokenStatistics(zeros, zeros))
+    finish(path, identity, shard_frames, digests, statistics, None, "synthetic")
 
 
 def finish(
     path: Path,
     identity: CacheIdentity,
     shard_frames: int,
-    records: dict[str, list[ShardRecord]],
+    digests: dict[str, list[str]],
     statistics: dict[str, TokenStatistics],
     files: dict[str, tuple[SourceFile, ...]] | None,
     encoder: str,
@@ -264,7 +257,7 @@ def finish(
     manifest = Manifest(
         identity=identity,
         shard_frames=shard_frames,
-        shards={camera: tuple(each) for camera, each in records.items()},
+        shards={camera: tuple(each) for camera, each in digests.items()},
         statistics=statistics,
         files=files or dict.fromkeys(cameras, ()),
         encoder_name=encoder,

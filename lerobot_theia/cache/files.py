@@ -1,42 +1,43 @@
-"""The boundary to the file system: everything a cache writes is written beside its place, synced, renamed."""
+"""The boundary to the file system: everything a cache writes is written beside its place, synced, renamed.
+
+All changes to the disk go through `write`, `sync`, `rename` and `sync_folder`.
+"""
 
 import contextlib
+import fcntl
+import functools
 import hashlib
 import os
-from collections.abc import Iterable
+import secrets
+import socket
+import stat
+import time
+import uuid
+from collections.abc import Buffer, Iterable
 from pathlib import Path
+from typing import BinaryIO, Self
 
 from lerobot_theia.cache.errors import CacheError
 
 TEMPORARY_PREFIX = ".writing-"
+ABANDONED_AFTER_S = 600.0
+"""When another machine has not touched its file for so long, its process counts as dead."""
 
 
-def publish(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
-    """Write `chunks` to `path` so that it appears whole or not at all, and survives a power cut.
+def write(file: BinaryIO, data: Buffer, offset: int) -> None:
+    """All of `data` at `offset`; a short write goes on where it stopped."""
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(file.fileno(), view, offset)
+        view, offset = view[written:], offset + written
 
-    Returns the SHA-256 of what was written. Raises CacheError when the file system refuses (no space, quota,
-    read-only); what stood at `path` before still stands then.
-    """
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
-    digest = hashlib.sha256()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            for chunk in chunks:
-                digest.update(chunk)
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise CacheError(
-            f"cannot write {path}: {error.strerror or error}. Free some space or choose another place with "
-            "`cache_root=...`. What was complete before is untouched; the same command resumes."
-        ) from error
-    return digest.hexdigest()
+
+def sync(file: BinaryIO) -> None:
+    os.fsync(file.fileno())
+
+
+def rename(source: Path, target: Path) -> None:
+    source.rename(target)
 
 
 def sync_folder(folder: Path) -> None:
@@ -48,10 +49,127 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+class NewFile:
+    """A file that appears at `path` whole or not at all, and survives a power cut.
+
+        with NewFile(path) as file:
+            file.write(b"...", offset=0)
+            file.publish()
+
+    Left without `publish`, it leaves nothing behind, and what stood at `path` before still stands. Raises
+    CacheError when the file system refuses (no space, quota, read-only).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.temporary = path.with_name(f"{TEMPORARY_PREFIX}{machine()}-{secrets.token_hex(4)}-{path.name}")
+        self._open = contextlib.ExitStack()
+        with self._explained():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: BinaryIO = self._open.enter_context(self.temporary.open("xb", buffering=0))
+            hold(self._file)
+
+    def write(self, data: Buffer, offset: int) -> None:
+        with self._explained():
+            write(self._file, data, offset)
+
+    def publish(self) -> None:
+        with self._explained():
+            sync(self._file)
+            rename(self.temporary, self.path)
+            self._open.close()
+            sync_folder(self.path.parent)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+        with contextlib.suppress(OSError):
+            self.temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _explained(self):  # type: ignore[no-untyped-def]
+        try:
+            yield
+        except OSError as error:
+            self.__exit__()
+            raise CacheError(
+                f"cannot write {self.path}: {error.strerror or error}. Free some space or choose another place with "
+                "`cache_root=...`. What was complete before is untouched; the same command resumes."
+            ) from error
+
+
+def publish(path: Path, chunks: Iterable[Buffer]) -> None:
+    """A whole file at once; see `NewFile`."""
+    with NewFile(path) as file:
+        offset = 0
+        for chunk in chunks:
+            file.write(chunk, offset)
+            offset += memoryview(chunk).nbytes
+        file.publish()
+
+
+@functools.cache
+def machine() -> str:
+    """Eight digits that are the same for processes which see each other's kernel locks, containers included."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    except OSError:
+        return hashlib.sha256(f"{socket.gethostname()} {uuid.getnode()}".encode()).hexdigest()[:8]
+
+
+def hold(file: BinaryIO) -> bool:
+    """Take the kernel's lock on an open file, which ends with this process. False if another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks: others judge by the file's age
+    return True
+
+
+def abandoned(path: Path, made_on: str) -> bool:
+    """Whether the process that made `path`, on machine `made_on`, and held it is gone.
+
+    On this machine the kernel knows; on another, ABANDONED_AFTER_S without a sign of life is taken for it.
+    """
+    try:
+        if made_on != machine():
+            return time.time() - path.stat().st_mtime > ABANDONED_AFTER_S
+        with path.open("rb") as file:
+            return hold(file)
+    except FileNotFoundError:
+        return False
+
+
 def remove_temporaries(folder: Path) -> None:
-    """Delete what interrupted writers left. Call it while holding the cache's lock."""
+    """Delete what interrupted writers left, and nothing that one is still writing."""
     for stray in folder.rglob(f"{TEMPORARY_PREFIX}*"):
-        stray.unlink(missing_ok=True)
+        made_on = stray.name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
+        if abandoned(stray, made_on):
+            stray.unlink(missing_ok=True)
+
+
+def open_inside(path: Path, folder: Path) -> int:
+    """A file descriptor of a regular file that lies inside `folder`, for a cache that a stranger made.
+
+    Symbolic links are followed if they stay inside, or lead to the `blobs` of the Hub's local cache when `folder` is
+    a snapshot in it. Raises OSError otherwise; FileNotFoundError if there is no such file.
+    """
+    if path.parent.is_symlink() or path.is_symlink():
+        target = path.resolve()
+        home = folder.resolve()
+        hub = next((parent.parent / "blobs" for parent in home.parents if parent.name == "snapshots"), home)
+        if not (target.is_relative_to(home) or target.is_relative_to(hub)):
+            raise OSError(f"it is a link out of {folder}, to {target}")
+    # Not blocking: opening a pipe would wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("it is no regular file")
+    return descriptor
 
 
 def sha256_of_file(path: Path) -> str:

@@ -1,6 +1,7 @@
 """What a cache was made from. Two caches are the same if and only if every field here is the same."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class CacheIdentity:
     views: int = 1
     """Augmentation views per frame; view 0 is the plain frame."""
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the canonical JSON of all fields."""
         return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()

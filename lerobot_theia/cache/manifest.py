@@ -4,27 +4,25 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lerobot_theia.cache.errors import CacheDamagedError, CacheError
-from lerobot_theia.cache.files import publish
+from lerobot_theia.cache.files import open_inside, publish
 from lerobot_theia.cache.identity import CacheIdentity, Json, canonical_json
-from lerobot_theia.cache.shard import MAX_HEADER_BYTES, ShardKey, ShardLayout, unique_keys
+from lerobot_theia.cache.shard import ShardKey, ShardLayout, shard_bytes
 from lerobot_theia.cache.source import SourceFile
+from lerobot_theia.cache.storage import torch_dtype
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "lerobot-theia-cache"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+OLDEST_READABLE_VERSION = 2
+"""Raised when older caches can no longer be read as they are; see docs/cache.md, Versions."""
 MAX_MANIFEST_BYTES = 64 * 2**20
 CAMERA_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 """Camera names are folder names inside a cache."""
-
-
-@dataclass(frozen=True)
-class ShardRecord:
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,8 @@ class Manifest:
     identity: CacheIdentity
     shard_frames: int
     """Frames per shard; the last shard of a camera holds the rest."""
-    shards: dict[str, tuple[ShardRecord, ...]]
+    shards: dict[str, tuple[str, ...]]
+    """Per camera, the SHA-256 of each shard's tensors, in order."""
     statistics: dict[str, TokenStatistics]
     files: dict[str, tuple[SourceFile, ...]]
     """Dataset files each camera was read from."""
@@ -64,7 +63,16 @@ class Manifest:
 
     @property
     def num_bytes(self) -> int:
-        return sum(record.size for records in self.shards.values() for record in records)
+        return sum(self.shard_bytes(camera, shard) for camera, shard in self.shard_names())
+
+    def shard_names(self) -> Iterator[tuple[str, int]]:
+        """(camera, shard) of all shards, in order."""
+        for camera, digests in self.shards.items():
+            for shard in range(len(digests)):
+                yield camera, shard
+
+    def shard_bytes(self, camera: str, shard: int) -> int:
+        return shard_bytes(self.shard_key(camera, shard), self.layout)
 
     def shard_key(self, camera: str, shard: int) -> ShardKey:
         return shard_key(self.identity, self.shard_frames, camera, shard)
@@ -93,10 +101,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "fingerprint": manifest.identity.fingerprint,
         "identity": manifest.identity.to_json(),
         "shard_frames": manifest.shard_frames,
-        "shards": {
-            camera: [[record.size, record.sha256] for record in records]
-            for camera, records in manifest.shards.items()
-        },
+        "shards": {camera: list(digests) for camera, digests in manifest.shards.items()},
         "statistics": {camera: asdict(statistics) for camera, statistics in manifest.statistics.items()},
         "files": {
             camera: [[file.path, file.size, file.sha256] for file in files]
@@ -117,9 +122,11 @@ def read_manifest(folder: Path) -> Manifest:
     """Raises CacheDamagedError when the manifest is absent, altered or not one; CacheError for a newer format."""
     path = folder / MANIFEST_NAME
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes; the limit is {MAX_MANIFEST_BYTES}")
-        body = json.loads(path.read_bytes(), object_pairs_hook=unique_keys, parse_constant=refuse_constant)
+        with open(open_inside(path, folder), "rb") as file:
+            text = file.read(MAX_MANIFEST_BYTES + 1)
+        if len(text) > MAX_MANIFEST_BYTES:
+            raise ValueError(f"it is larger than the limit, {MAX_MANIFEST_BYTES} bytes")
+        body = json.loads(text, object_pairs_hook=unique_keys, parse_constant=refuse_constant)
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise ValueError(f"it does not say {FORMAT!r}")
     except FileNotFoundError:
@@ -129,10 +136,14 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise CacheDamagedError(f"{path} is not a readable manifest: {error}") from error
-    if body.get("format_version") != FORMAT_VERSION:
+    version = body.get("format_version")
+    if type(version) is not int or not OLDEST_READABLE_VERSION <= version <= FORMAT_VERSION:
+        newer = type(version) is int and version > FORMAT_VERSION
         raise CacheError(
-            f"{path} has format_version {body.get('format_version')!r}; this plugin reads {FORMAT_VERSION}. "
-            "Upgrade lerobot_policy_theia, or delete this cache and precompute again."
+            f"{path} has format_version {version!r}; this plugin reads "
+            + " to ".join(dict.fromkeys(map(str, (OLDEST_READABLE_VERSION, FORMAT_VERSION))))
+            + (". Upgrade lerobot_policy_theia, or" if newer else ". Here you can only")
+            + " delete this cache (`lerobot-theia-cache rm`) and precompute again."
         )
     try:
         found = body.pop("checksum")
@@ -141,6 +152,13 @@ def read_manifest(folder: Path) -> Manifest:
         return parse(body)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise CacheDamagedError(f"{path} was altered: {error!r:.300}") from error
+
+
+def unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("duplicate keys in JSON")
+    return value
 
 
 def refuse_constant(name: str) -> None:
@@ -158,8 +176,8 @@ def parse(body: Json) -> Manifest:
         identity=identity,
         shard_frames=positive(body["shard_frames"], "shard_frames"),
         shards={
-            str(camera): tuple(ShardRecord(positive(size, "shard size"), str(sha)) for size, sha in records)
-            for camera, records in body["shards"].items()
+            str(camera): tuple(digest(value, f"shard of {camera!r}") for value in digests)
+            for camera, digests in body["shards"].items()
         },
         statistics={
             str(camera): TokenStatistics(
@@ -185,6 +203,7 @@ def check(manifest: Manifest) -> None:
     positive(manifest.num_frames, "num_frames")
     positive(manifest.identity.encoder.hidden_size, "hidden_size")
     positive(manifest.identity.tokens.grid, "grid")
+    torch_dtype(manifest.identity.tokens.dtype)
     cameras, layout = manifest.identity.dataset.cameras.keys(), manifest.layout
     for part in (manifest.shards, manifest.statistics, manifest.files):
         if part.keys() != cameras:
@@ -196,13 +215,6 @@ def check(manifest: Manifest) -> None:
             raise ValueError(
                 f"{len(manifest.shards[camera])} shards for {manifest.num_frames} frames of {camera!r}"
             )
-        for shard, record in enumerate(manifest.shards[camera]):
-            frames = min(manifest.shard_frames, manifest.num_frames - shard * manifest.shard_frames)
-            payload = layout.payload_bytes(frames)
-            if not payload < record.size <= payload + 8 + MAX_HEADER_BYTES:
-                raise ValueError(
-                    f"shard {shard} of {camera!r} has {record.size} bytes for {payload} of tensors"
-                )
         statistics = manifest.statistics[camera]
         if not len(statistics.mean) == len(statistics.std) == layout.dim:
             raise ValueError(f"statistics of {camera!r} are not {layout.dim} channels")
@@ -210,6 +222,12 @@ def check(manifest: Manifest) -> None:
 
 def num_shards(num_frames: int, shard_frames: int) -> int:
     return -(-num_frames // shard_frames)
+
+
+def digest(value: object, name: str) -> str:
+    if type(value) is not str or not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise ValueError(f"{name} is {value!r:.80}, not a SHA-256")
+    return value
 
 
 def finite(value: object, name: str) -> float:

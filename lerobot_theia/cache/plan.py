@@ -15,6 +15,10 @@ from lerobot_theia.cache.source import DatasetSource, FileHashes, describe_sourc
 from lerobot_theia.cache.storage import FLOAT_DTYPES, bytes_per_frame, torch_dtype
 from lerobot_theia.encoder import PREPROCESSING, EncoderSpec
 
+SHARD_BYTES = 64 * 2**20
+SHARDS_PER_CAMERA = 256
+"""With few shards a cache opens as fast at ten million frames as at ten thousand, and needs few memory maps."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeSettings:
@@ -41,16 +45,18 @@ class PrecomputeSettings:
     compute_dtype: str = "float32"
     """Precision of the encoder. float32 agrees with rollouts to rounding; halves are faster on a GPU."""
     batch_size: int = 64
-    shard_mib: int = 64
-    """Approximate size of a shard. Not part of a cache's identity, but of its folder's layout."""
+    shard_mib: int | None = None
+    """Approximate size of a shard. None: 64 MiB, or as much as keeps a camera to SHARDS_PER_CAMERA. Not part of a cache's
+    identity, but of its folder's layout."""
     verify: bool = True
     """Read finished shards in full before trusting them; False only looks at their headers."""
 
     def __post_init__(self) -> None:
         torch_dtype(self.dtype)
         for name in ("batch_size", "shard_mib", "pool"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1")
+            value = getattr(self, name)
+            if (type(value) is not int or value < 1) and not (name == "shard_mib" and value is None):
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
         if self.compute_dtype not in FLOAT_DTYPES:
             raise ValueError(f"compute_dtype={self.compute_dtype!r}; choose one of {', '.join(FLOAT_DTYPES)}")
 
@@ -114,9 +120,15 @@ def make_plan(settings: PrecomputeSettings, meta: LeRobotDatasetMetadata, encode
         identity=identity,
         source=source,
         path=cache_root / cache_name(identity, encoder.name),
-        shard_frames=max(1, settings.shard_mib * 2**20 // size),
+        shard_frames=frames_per_shard(settings.shard_mib, size, identity.dataset.num_frames),
         bytes_per_frame=size,
     )
+
+
+def frames_per_shard(shard_mib: int | None, bytes_per_frame: int, num_frames: int) -> int:
+    if shard_mib is not None:
+        return max(1, shard_mib * 2**20 // bytes_per_frame)
+    return max(1, SHARD_BYTES // bytes_per_frame, -(-num_frames // SHARDS_PER_CAMERA))
 
 
 def make_identity(

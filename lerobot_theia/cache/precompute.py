@@ -12,6 +12,7 @@ import importlib.metadata
 import logging
 import platform
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -26,12 +27,11 @@ from torch import Tensor
 
 from lerobot_theia.cache.claim import claim
 from lerobot_theia.cache.errors import CacheDamagedError, CacheError, FrameError
-from lerobot_theia.cache.files import remove_temporaries, sha256_of_file
+from lerobot_theia.cache.files import remove_temporaries
 from lerobot_theia.cache.frames import CameraFrames
 from lerobot_theia.cache.manifest import (
     MANIFEST_NAME,
     Manifest,
-    ShardRecord,
     TokenStatistics,
     num_shards,
     read_manifest,
@@ -42,7 +42,7 @@ from lerobot_theia.cache.manifest import (
 from lerobot_theia.cache.plan import Plan, PrecomputeSettings, format_bytes, make_plan
 from lerobot_theia.cache.pooling import pool_tokens
 from lerobot_theia.cache.prefetch import prefetch
-from lerobot_theia.cache.shard import Shard, shard_path, write_shard
+from lerobot_theia.cache.shard import Shard, ShardWriter, check_header, shard_path, verify_shard
 from lerobot_theia.cache.source import missing_files, select_cameras
 from lerobot_theia.cache.storage import FLOAT_DTYPES, StoredTokens, encode_tokens
 from lerobot_theia.encoder import TheiaEncoder
@@ -176,7 +176,7 @@ class Run:
         self.plan, self.encoder, self.say, self.progress = plan, encoder, say, progress
         self.layout = shard_layout(plan.identity)
         self.report = Report(plan.path)
-        self.records: dict[tuple[str, int], ShardRecord] = {}
+        self.digests: dict[tuple[str, int], str] = {}
 
     def finish(self) -> Report:
         started = datetime.datetime.now(datetime.UTC)
@@ -237,37 +237,30 @@ class Run:
             for shard in range(num_shards(frames, self.plan.shard_frames)):
                 yield camera, shard
 
-    def open_shard(self, camera: str, shard: int) -> Shard:
-        key = shard_key(self.plan.identity, self.plan.shard_frames, camera, shard)
-        return Shard(shard_path(self.plan.path, camera, shard), key, self.layout)
+    def where(self, camera: str, shard: int) -> dict[str, Any]:
+        """Arguments of `Shard`, `check_header` and `verify_shard`."""
+        return {
+            "path": shard_path(self.plan.path, camera, shard),
+            "key": shard_key(self.plan.identity, self.plan.shard_frames, camera, shard),
+            "layout": self.layout,
+            "cache": self.plan.path,
+        }
 
     def find_work(self, previous: Manifest | None) -> list[tuple[str, int, int, int]]:
         """(camera, shard, first frame, frames) of each shard that is not there, whole and right."""
         todo = []
         for camera, shard in self.shards():
             key = shard_key(self.plan.identity, self.plan.shard_frames, camera, shard)
-            path = shard_path(self.plan.path, camera, shard)
+            recorded = None if previous is None else previous.shards[camera][shard]
+            check = verify_shard if self.plan.settings.verify else check_header
             try:
-                opened = self.open_shard(camera, shard)
-                recorded = self.recorded(previous, camera, shard)
-                if self.plan.settings.verify and recorded is None:
-                    opened.verify()
-                if recorded and not self.plan.settings.verify:
-                    self.records[camera, shard] = recorded
-                else:
-                    found = ShardRecord(path.stat().st_size, sha256_of_file(path))
-                    if recorded and recorded != found:
-                        raise CacheDamagedError(f"shard {path} is not the one its manifest records")
-                    self.records[camera, shard] = found
+                self.digests[camera, shard] = check(**self.where(camera, shard), sha256=recorded)
                 self.report.frames_kept += key.frames
             except CacheDamagedError as error:
-                if path.exists() or previous is not None:
+                if shard_path(self.plan.path, camera, shard).exists() or previous is not None:
                     self.note(str(error))
                 todo.append((camera, shard, key.start, key.frames))
         return todo
-
-    def recorded(self, previous: Manifest | None, camera: str, shard: int) -> ShardRecord | None:
-        return None if previous is None else previous.shards[camera][shard]
 
     def check_space(self, frames: int) -> None:
         needed = int(frames * self.plan.bytes_per_frame * 1.01)
@@ -283,24 +276,29 @@ class Run:
     def encode(self, todo: list[tuple[str, int, int, int]]) -> None:
         dataset = open_dataset(self.plan.settings)
         sources = {camera: CameraFrames(dataset, camera) for camera in {camera for camera, *_ in todo}}
-        pending: dict[Future[str], tuple[str, int]] = {}
         with contextlib.ExitStack() as stack:
             writer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="write"))
-            parts: list[StoredTokens] = []
+            pending: deque[Future[None]] = deque()
+            opened: ShardWriter | None = None
+            stack.callback(lambda: opened.__exit__() if opened else None)
             batches = stack.enter_context(
                 contextlib.closing(prefetch(self.batches(todo, sources), BATCHES_AHEAD))
             )
             for camera, shard, start, frames, is_last in batches:
-                parts.append(self.encode_batch(frames, sources[camera], start))
+                stored = self.encode_batch(frames, sources[camera], start)
+                if opened is None:
+                    place = self.where(camera, shard)
+                    del place["cache"]
+                    opened = ShardWriter(**place)
+                while len(pending) >= WRITES_AHEAD:
+                    pending.popleft().result()
+                pending.append(writer.submit(self.write, opened, stored, is_last))
                 self.report.frames_encoded += len(frames)
                 self.progress(self.report.frames_kept + self.report.frames_encoded, len(frames))
                 if is_last:
-                    while len(pending) >= WRITES_AHEAD:
-                        self.settle(pending)
-                    pending[writer.submit(self.write, camera, shard, parts)] = (camera, shard)
-                    parts = []
+                    opened = None
             while pending:
-                self.settle(pending)
+                pending.popleft().result()
 
     def batches(
         self, todo: list[tuple[str, int, int, int]], sources: dict[str, CameraFrames]
@@ -330,21 +328,14 @@ class Run:
             )
         return StoredTokens(stored.tokens.cpu(), None if stored.scale is None else stored.scale.cpu())
 
-    def write(self, camera: str, shard: int, parts: list[StoredTokens]) -> str:
-        scales = [part.scale for part in parts if part.scale is not None]
-        stored = StoredTokens(
-            torch.cat([part.tokens for part in parts]), torch.cat(scales) if scales else None
-        )
-        key = shard_key(self.plan.identity, self.plan.shard_frames, camera, shard)
-        return write_shard(shard_path(self.plan.path, camera, shard), key, stored)
-
-    def settle(self, pending: dict[Future[str], tuple[str, int]]) -> None:
-        """Wait for the oldest write and record it."""
-        future = next(iter(pending))
-        camera, shard = pending.pop(future)
-        digest = future.result()
-        size = shard_path(self.plan.path, camera, shard).stat().st_size
-        self.records[camera, shard] = ShardRecord(size, digest)
+    def write(self, writer: ShardWriter, stored: StoredTokens, is_last: bool) -> None:
+        try:
+            writer.append(stored)
+            if is_last:
+                self.digests[writer.key.camera, writer.key.shard] = writer.finish()
+        except BaseException:
+            writer.__exit__()
+            raise
 
     def manifest(self, started: datetime.datetime) -> Manifest:
         plan, spec = self.plan, self.encoder.spec
@@ -352,7 +343,7 @@ class Run:
             identity=plan.identity,
             shard_frames=plan.shard_frames,
             shards={
-                camera: tuple(self.records[name, shard] for name, shard in self.shards() if name == camera)
+                camera: tuple(self.digests[name, shard] for name, shard in self.shards() if name == camera)
                 for camera in plan.cameras
             },
             statistics={camera: self.statistics(camera) for camera in plan.cameras},
@@ -378,7 +369,7 @@ class Run:
         total_sq, count = total.clone(), 0
         for name, shard in self.shards():
             if name == camera:
-                opened = self.open_shard(camera, shard)
+                opened = Shard(**self.where(camera, shard), sha256=self.digests[camera, shard])
                 total += opened.tensors["sum"]
                 total_sq += opened.tensors["sum_sq"]
                 count += opened.key.frames * self.layout.num_tokens

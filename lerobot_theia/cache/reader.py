@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lerobot_theia.cache.errors import CacheDamagedError
-from lerobot_theia.cache.files import sha256_of_file
 from lerobot_theia.cache.manifest import Manifest, read_manifest
-from lerobot_theia.cache.shard import Shard, shard_path
+from lerobot_theia.cache.shard import Shard, check_header, shard_path, verify_shard
 from lerobot_theia.cache.storage import StoredTokens, decode_tokens, torch_dtype
 
 
@@ -20,7 +20,7 @@ class FeatureCache:
         cache = FeatureCache.open("cache/lerobot--pusht/theia-tiny-cdiv-float16-1a2b3c4d5e6f")
         cache.gather("observation.image", [17, 18])  # (2, 196, 192) float16
 
-    Opening reads the manifest and looks at the size of each shard. A shard is mapped into memory when a row of
+    Opening reads the manifest, and size and header of each shard. A shard is mapped into memory when a row of
     it is first asked for. Pickling an open cache pickles its path and manifest and no tokens: loader workers map
     the files themselves.
     """
@@ -32,10 +32,10 @@ class FeatureCache:
 
     @classmethod
     def open(cls, path: str | Path) -> "FeatureCache":
-        """Raises CacheDamagedError, naming the shard, when a file is missing or not of its recorded size."""
+        """Raises CacheDamagedError, naming the shard, when a file is missing, resized, swapped or of another cache."""
         path = Path(path)
         cache = cls(path, read_manifest(path))
-        cache.check_sizes()
+        cache.check_headers()
         return cache
 
     def __getstate__(self) -> dict:
@@ -97,40 +97,41 @@ class FeatureCache:
     def shard(self, camera: str, shard: int) -> Shard:
         opened = self._shards.get((camera, shard))
         if opened is None:
-            path = shard_path(self.path, camera, shard)
-            opened = Shard(path, self.manifest.shard_key(camera, shard), self.manifest.layout)
+            opened = Shard(**self._where(camera, shard))
             self._shards[camera, shard] = opened
         return opened
 
-    def check_sizes(self) -> None:
-        for camera, records in self.manifest.shards.items():
-            for shard, record in enumerate(records):
-                path = shard_path(self.path, camera, shard)
-                try:
-                    size = path.stat().st_size
-                except OSError as error:
-                    raise CacheDamagedError(f"shard {path} is missing ({error.strerror}). {MEND}") from None
-                if size != record.size:
-                    raise CacheDamagedError(
-                        f"shard {path} has {size} bytes, its manifest says {record.size}. {MEND}"
-                    )
+    def _where(self, camera: str, shard: int) -> dict[str, Any]:
+        """Arguments of `Shard`, `check_header` and `verify_shard`."""
+        return {
+            "path": shard_path(self.path, camera, shard),
+            "key": self.manifest.shard_key(camera, shard),
+            "layout": self.manifest.layout,
+            "cache": self.path,
+            "sha256": self.manifest.shards[camera][shard],
+        }
 
-    def verify(self, progress: Callable[[int], None] = lambda _: None) -> list[str]:
+    def check_headers(self) -> None:
+        """Look at size and header of each shard. Raises CacheDamagedError naming the first that is not right."""
+        for camera, shard in self.manifest.shard_names():
+            try:
+                check_header(**self._where(camera, shard))
+            except CacheDamagedError as error:
+                raise CacheDamagedError(f"{error}. {MEND}") from error
+
+    def verify(self, progress: Callable[[int], object] = lambda _: None) -> list[str]:
         """Read every byte; returns what is wrong, one line per damaged shard. `progress` gets bytes read."""
         problems = []
-        for camera, records in self.manifest.shards.items():
-            for shard, record in enumerate(records):
-                path = shard_path(self.path, camera, shard)
-                try:
-                    Shard(path, self.manifest.shard_key(camera, shard), self.manifest.layout)
-                    if (found := sha256_of_file(path)) != record.sha256:
-                        raise CacheDamagedError(
-                            f"shard {path} was altered: its SHA-256 is {found}, not {record.sha256}"
-                        )
-                except (CacheDamagedError, OSError) as error:
-                    problems.append(str(error))
-                progress(record.size)
+        for camera, shard in self.manifest.shard_names():
+            try:
+                verify_shard(**self._where(camera, shard))
+            except CacheDamagedError as error:
+                problems.append(str(error))
+            progress(self.manifest.shard_bytes(camera, shard))
         return problems
 
 
-MEND = "Run `lerobot-theia-precompute` with the settings of this cache again: it mends just what is damaged."
+MEND = (
+    "`lerobot-theia-cache verify --repair` makes damaged shards again, as does `lerobot-theia-precompute` with the "
+    "settings of this cache"
+)

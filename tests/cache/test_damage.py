@@ -92,24 +92,24 @@ def test_damage_is_found_named_and_only_it_is_mended(
     open_read_verify(cache.path)
 
 
-@pytest.mark.parametrize("damage", [missing, truncated, extended, emptied])
-def test_opening_sees_what_a_look_at_sizes_shows(
+@pytest.mark.parametrize("damage", [damage for damage in DAMAGE if damage is not flipped])
+def test_opening_sees_whatever_does_not_need_a_full_read(
     video_cache: FeatureCache, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     cache = copy_of(video_cache, tmp_path)
     damage(cache.path / TOP)
-    with pytest.raises(CacheDamagedError, match=rf"{TOP}/{FIRST}.*lerobot-theia-precompute"):
+    with pytest.raises(CacheDamagedError, match=rf"{TOP}/{FIRST}.*verify --repair.*lerobot-theia-precompute"):
         FeatureCache.open(cache.path)
 
 
-@pytest.mark.parametrize("damage", [header_flipped, of_other_camera, swapped])
-def test_reading_never_serves_a_shard_that_is_not_the_one_asked_for(
+@pytest.mark.parametrize("damage", [header_flipped, of_other_camera, swapped, truncated])
+def test_reading_never_serves_a_shard_that_changed_since_the_cache_was_opened(
     video_cache: FeatureCache, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     cache = copy_of(video_cache, tmp_path)
     damage(cache.path / TOP)
     with pytest.raises(CacheDamagedError, match=FIRST):
-        FeatureCache.open(cache.path).gather(TOP, [0])
+        cache.gather(TOP, [0])
 
 
 def test_verify_names_each_damaged_shard_and_only_those(video_cache: FeatureCache, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_verify_names_each_damaged_shard_and_only_those(video_cache: FeatureCach
     (cache.path / WRIST / FIRST).unlink()
     problems = cache.verify()
     assert len(problems) == 2
-    assert f"{TOP}/{LAST} was altered: its SHA-256 is" in problems[0]
+    assert f"{TOP}/{LAST} was altered: the SHA-256 of its tensors is" in problems[0]
     assert f"{WRIST}/{FIRST} is missing" in problems[1]
 
 
@@ -132,8 +132,10 @@ def test_a_whole_shard_made_of_other_tokens_is_found_by_the_manifest(
     from lerobot_theia.cache.storage import StoredTokens
 
     key = cache.manifest.shard_key(TOP, 0)
-    write_shard(path, key, StoredTokens(cache.shard(TOP, 0).tensors["tokens"] + 1))
-    assert cache.verify() == [f"shard {path} was altered: " + cache.verify()[0].split("altered: ")[1]]
+    write_shard(path, key, cache.manifest.layout, StoredTokens(cache.shard(TOP, 0).tensors["tokens"] + 1))
+    with pytest.raises(CacheDamagedError, match=f"{FIRST} is not frames 0"):
+        FeatureCache.open(cache.path)
+    assert len(cache.verify()) == 1
     report, _ = run(video_dataset, tmp_path / "caches")
     assert report.frames_encoded == 13
     assert digests(cache.path) == digests(video_cache.path)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from lerobot_theia.cache import CacheDamagedError, CacheError, FeatureCache
+from lerobot_theia.cache.files import machine
 from lerobot_theia.cache.plan import Plan
 from lerobot_theia.cache.precompute import precompute
 from lerobot_theia.encoder import TheiaEncoder
@@ -99,8 +100,8 @@ def test_leftovers_of_a_killed_writer_are_cleared_away(
 ) -> None:
     cache = copy_of(whole, tmp_path)
     (cache.path / "manifest.json").unlink()
-    (cache.path / TOP / ".writing-1-000001.safetensors").write_bytes(b"half")
-    (cache.path / ".writing-1-manifest.json").write_bytes(b"{")
+    (cache.path / TOP / f".writing-{machine()}-1-000001.safetensors").write_bytes(b"half")
+    (cache.path / f".writing-{machine()}-2-manifest.json").write_bytes(b"{")
     shards(cache.path)[1].unlink()
     report, _ = run(video_dataset, tmp_path / "caches", dtype="float32", cameras=(TOP,))
     assert (report.frames_kept, report.frames_encoded) == (10, 6)
