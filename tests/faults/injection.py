@@ -1,0 +1,147 @@
+"""Faults at the one boundary between a cache and the disk.
+
+Everything a cache writes goes through the functions of `lerobot_theia.cache.files` that `STEPS` names. In a process
+of its own (see `children.py`), `inject` wraps them: it counts their calls, and at the n-th lets the fault happen.
+
+    steps = inject(None)                              # only count
+    inject(Fault(7, "before", "kill"))                # as `kill -9`
+    inject(Fault(7, "after", "power cut"))            # and what was not synced is lost
+    inject(Fault(7, "before", "ENOSPC"))              # the disk is full from here on
+"""
+
+import errno
+import itertools
+import os
+import signal
+from collections.abc import Buffer, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lerobot_theia.cache import files
+
+STEPS = ("write", "sync", "rename", "sync_folder")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens at which step."""
+
+    step: int
+    """Number of the call, from 0."""
+    when: str
+    """`before` the step, `after` it, or `halfway` through a write: half of its bytes are in the file."""
+    effect: str
+    """`kill`; `power cut`; `power cut, names lost`; or the name of an errno, raised at this step and all later ones."""
+
+    def __str__(self) -> str:
+        return f"{self.effect} {self.when} step {self.step}"
+
+
+def inject(fault: Fault | None) -> list[str]:
+    """Wrap the boundary of this process, for good. Returns a list that grows by `<step> <file>` with each call."""
+    steps: list[str] = []
+    numbers, disk = (
+        itertools.count(),
+        Disk(),
+    )  # next() of a count is atomic, so threads get numbers of their own
+
+    def wrap(name: str, real: Callable[..., None]) -> Callable[..., None]:
+        def step(target: Any, *arguments: Any) -> None:
+            number = next(numbers)
+            steps.append(f"{name} {Path(getattr(target, 'name', target)).name}")
+            if fault is not None and failing(fault, number, "before"):
+                strike(fault, disk)
+            if fault is not None and name == "write" and failing(fault, number, "halfway"):
+                data, offset = memoryview(arguments[0]).cast("B"), arguments[1]
+                real(target, data[: len(data) // 2], offset)
+                disk.write(target)
+                strike(fault, disk)
+            undo = disk.about_to_rename(target, *arguments) if name == "rename" else None
+            real(target, *arguments)
+            if undo is not None:
+                disk.renamed(target, *arguments, undo)
+            elif not (name == "sync" and real is forgotten):
+                getattr(disk, name)(target)
+            if fault is not None and failing(fault, number, "after"):
+                strike(fault, disk)
+
+        return step
+
+    for name in STEPS:
+        setattr(files, name, wrap(name, getattr(files, name)))
+    return steps
+
+
+def failing(fault: Fault, number: int, when: str) -> bool:
+    """A disk that is full, or read-only, stays so."""
+    if number == fault.step:
+        return when == fault.when
+    return number > fault.step and when == "before" and fault.effect.startswith("E")
+
+
+def strike(fault: Fault, disk: "Disk") -> None:
+    if fault.effect.startswith("E"):
+        code = getattr(errno, fault.effect)
+        raise OSError(code, os.strerror(code))
+    if fault.effect.startswith("power cut"):
+        disk.lose(names=fault.effect.endswith("names lost"))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Disk:
+    """What a power cut would spare: bytes that were synced, and names whose folder was synced after a rename.
+
+    A kill alone spares everything, since the kernel lives on; so a writer that forgets to sync shows only here.
+    """
+
+    def __init__(self) -> None:
+        self.unsynced: set[Path] = set()
+        self.renames: list[tuple[Path, Path, bytes | None]] = []
+
+    def write(self, file: BinaryIO) -> None:
+        self.unsynced.add(Path(file.name))
+
+    def sync(self, file: BinaryIO) -> None:
+        self.unsynced.discard(Path(file.name))
+
+    def about_to_rename(self, source: Path, target: Path) -> bytes:
+        return target.read_bytes() if target.exists() else b""
+
+    def renamed(self, source: Path, target: Path, old: bytes) -> None:
+        self.renames.append((source, target, old or None))
+        if source in self.unsynced:
+            self.unsynced.remove(source)
+            self.unsynced.add(target)
+
+    def sync_folder(self, folder: Path) -> None:
+        self.renames = [each for each in self.renames if each[1].parent != folder]
+
+    def lose(self, names: bool) -> None:
+        """Cut files whose bytes may not be on the disk; with `names`, take back renames that may not be, either."""
+        for path in self.unsynced:
+            if path.exists():
+                os.truncate(path, path.stat().st_size // 2)
+        for source, target, old in reversed(self.renames) if names else ():
+            target.rename(source)
+            if old is not None:
+                target.write_bytes(old)
+
+
+def short_writes(at_most: int) -> None:
+    """Let the kernel of this process take `at_most` bytes per write, as it may."""
+    real = os.pwrite
+
+    def pwrite(descriptor: int, data: Buffer, offset: int) -> int:
+        return real(descriptor, memoryview(data)[:at_most], offset)
+
+    os.pwrite = pwrite  # type: ignore[assignment]
+
+
+def never_sync() -> None:
+    """A writer with a bug: call before `inject`."""
+    files.sync = forgotten
+
+
+def forgotten(file: BinaryIO) -> None:
+    pass

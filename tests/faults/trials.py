@@ -1,0 +1,85 @@
+"""One trial: interrupt a run, look at what it left, resume, compare with a cache never interrupted."""
+
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.faults.injection import Fault
+from tests.faults.workshop import Whole, made, run, start, temporaries
+
+AT_ONCE = 2
+
+
+@contextmanager
+def new_root() -> Iterator[Path]:
+    """A cache root that is gone afterwards: a hundred trials would fill the disk."""
+    root = Path(tempfile.mkdtemp(prefix="theia-faults-"))
+    try:
+        yield root
+    finally:
+        shutil.rmtree(root)
+
+
+def kill_at(whole: Whole, fault: Fault) -> str:
+    """Kill a run at a step of its writing. Returns what it left; raises AssertionError, naming the fault."""
+    with new_root() as root:
+        outcome = run(whole.job, root, fault)
+        assert outcome.killed, f"{fault}: it ended with {outcome.status}: {outcome.error}"
+        return resume(whole, root, str(fault))
+
+
+def kill_after(whole: Whole, delay_s: float) -> str:
+    """Kill a run so long after it began. Returns what it left, or "finished" if it was too late."""
+    with new_root() as root:
+        child = start(whole.job, root)
+        time.sleep(delay_s)
+        child.kill()
+        outcome = child.wait()
+        assert outcome.killed, f"after {delay_s} s: {outcome.status}: {outcome.details}"
+        return resume(whole, root, f"kill after {delay_s:.3f} s")
+
+
+def resume(whole: Whole, root: Path, what: str) -> str:
+    try:
+        complete = whole.check_interrupted(root)
+        left = f"{len(complete)} complete, {len(temporaries(root))} begun"
+        again = made(run(whole.job, root))
+        whole.check_resumed(root, again.report, complete)
+    except AssertionError as error:
+        raise AssertionError(f"{what}: {error}") from error
+    return left
+
+
+def every_fault(whole: Whole, effect: str) -> list[Fault]:
+    """Before and after each step, and halfway through each write."""
+    return [
+        Fault(step, when, effect)
+        for step, name in enumerate(whole.steps)
+        for when in ("before", "halfway", "after")
+        if when != "halfway" or name.startswith("write")
+    ]
+
+
+def random_delays(count: int, within_s: float, seed: int) -> list[float]:
+    """One in each of `count` equal parts of the time, so that they are random and spread over all of it."""
+    draw = random.Random(seed)
+    return [within_s * (part + draw.random()) / count for part in range(count)]
+
+
+def how_long(whole: Whole) -> float:
+    """Seconds of an uninterrupted run, from the start of its process."""
+    with new_root() as root:
+        began = time.monotonic()
+        made(run(whole.job, root))
+        return time.monotonic() - began
+
+
+def in_turns[T, R](trial: Callable[[T], R], each: Iterable[T]) -> list[R]:
+    """All trials, a few at once. The first that fails raises."""
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return list(threads.map(trial, each))
