@@ -10,8 +10,17 @@ from torch import Tensor
 
 from lerobot_theia.cache.errors import CacheDamagedError
 from lerobot_theia.cache.manifest import Manifest, read_manifest
+from lerobot_theia.cache.paging import in_huge_pages, read_ahead, read_at_random, waits_for_disk
 from lerobot_theia.cache.shard import Shard, check_header, shard_path, verify_shard
 from lerobot_theia.cache.storage import StoredTokens, decode_tokens, torch_dtype
+
+READ_AHEAD_BATCHES = 1000
+
+type Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
+
+
+def new_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return in_huge_pages(torch.empty(shape, dtype=dtype))
 
 
 class FeatureCache:
@@ -29,6 +38,7 @@ class FeatureCache:
         self.path, self.manifest = path, manifest
         self._shards: dict[tuple[str, int], Shard] = {}
         self._rows: dict[tuple[str, int, str], np.ndarray] = {}
+        self._read_ahead = 0
 
     @classmethod
     def open(cls, path: str | Path) -> "FeatureCache":
@@ -39,7 +49,7 @@ class FeatureCache:
         return cache
 
     def __getstate__(self) -> dict:
-        return {"path": self.path, "manifest": self.manifest, "_shards": {}, "_rows": {}}
+        return {"path": self.path, "manifest": self.manifest, "_shards": {}, "_rows": {}, "_read_ahead": 0}
 
     @property
     def cameras(self) -> list[str]:
@@ -59,8 +69,11 @@ class FeatureCache:
         stored = self.gather_stored(camera, np.asarray(indices, dtype=np.int64))
         return stored.tokens if stored.scale is None else decode_tokens(stored.tokens, stored.scale)
 
-    def gather_stored(self, camera: str, indices: np.ndarray) -> StoredTokens:
-        """Tokens of frames `indices` (B,) int64 as they lie in the shards, for decoding on a device."""
+    def gather_stored(self, camera: str, indices: np.ndarray, empty: Empty = new_tensor) -> StoredTokens:
+        """Tokens of frames `indices` (B,) int64 as they lie in the shards, for decoding on a device.
+
+        `empty(shape, dtype)` makes the tensors they are copied into: loader workers have theirs in shared memory.
+        """
         if camera not in self.manifest.shards:
             raise KeyError(f"cache {self.path} has no camera {camera!r}; it has {self.cameras}")
         if indices.size and not (indices.min() >= 0 and indices.max() < len(self)):
@@ -69,21 +82,30 @@ class FeatureCache:
             )
         num_tokens, dim = self.token_shape
         dtype = self.manifest.layout.dtype
-        tokens = self._gather(camera, "tokens", indices, (num_tokens, dim), torch_dtype(dtype))
+        tokens = empty((len(indices), num_tokens, dim), torch_dtype(dtype))
+        self._gather(camera, "tokens", indices, tokens)
         if dtype != "int8":
             return StoredTokens(tokens)
-        return StoredTokens(tokens, self._gather(camera, "scale", indices, (num_tokens,), torch.float32))
+        scale = empty((len(indices), num_tokens), torch.float32)
+        self._gather(camera, "scale", indices, scale)
+        return StoredTokens(tokens, scale)
 
-    def _gather(
-        self, camera: str, name: str, indices: np.ndarray, shape: tuple[int, ...], dtype: torch.dtype
-    ) -> Tensor:
-        """One copy per row, in the order the rows lie on disk."""
-        out = torch.empty((len(indices), *shape), dtype=dtype)
-        rows = out.flatten(1).view(torch.uint8).numpy()
+    def _gather(self, camera: str, name: str, indices: np.ndarray, out: Tensor) -> None:
+        """One copy per row into `out`, in the order the rows lie on disk."""
+        copies = out.flatten(1).view(torch.uint8).numpy()
         shards, offsets = np.divmod(indices, self.manifest.shard_frames)
-        for i in np.argsort(indices, kind="stable"):
-            rows[i] = self._shard_rows(camera, int(shards[i]), name)[offsets[i]]
-        return out
+        order = np.argsort(indices, kind="stable").tolist()
+        rows = [self._shard_rows(camera, int(shards[i]), name)[offsets[i]] for i in order]
+        waits = waits_for_disk()
+        if self._read_ahead:
+            self._read_ahead -= 1
+            for row in rows:
+                read_ahead(row)
+        for i, row in zip(order, rows, strict=True):
+            copies[i] = row
+        if not self._read_ahead and waits_for_disk() > waits:
+            # Rows come from disk: ask for all of a batch at once, and look again in a while whether that is still so.
+            self._read_ahead = READ_AHEAD_BATCHES
 
     def _shard_rows(self, camera: str, shard: int, name: str) -> np.ndarray:
         """A shard's tensor as (n, bytes per row): numpy knows no bfloat16, and copies bytes the fastest."""
@@ -91,6 +113,7 @@ class FeatureCache:
         if rows is None:
             tensor = self.shard(camera, shard).tensors[name]
             rows = tensor.view(tensor.shape[0], -1).view(torch.uint8).numpy()
+            read_at_random(rows)
             self._rows[camera, shard, name] = rows
         return rows
 

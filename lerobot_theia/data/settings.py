@@ -6,6 +6,7 @@ from lerobot_theia.encoder.spec import EncoderSpec
 
 FEATURES = ("auto", "cached", "online")
 CACHE_DTYPES = ("float32", "float16", "bfloat16", "int8")
+VERIFICATIONS = ("quick", "full")
 RESIDENCIES = ("auto", "disk", "memory", "device")
 DEFAULT_ENCODER = "theia-tiny-cdiv"
 
@@ -23,6 +24,8 @@ class FeatureSettings:
         cache_root: Folder of feature caches, or one cache. None: $LEROBOT_THEIA_CACHE, else the checkout's `cache/`,
             else `theia/` in LeRobot's home.
         cache_dtype: Take only a cache of this storage type (`float16`, `int8`, ...). None takes the most precise.
+        cache_verify: How a cache is checked before training. `quick`: manifest, and size and header of each shard, which
+            finds whatever is missing, cut short or swapped. `full`: every byte, which finds any changed bit.
         cache_residency: Where tokens are while training reads them. `disk`: memory-mapped files. `memory`: all of them
             in memory. `device`: all of them on the policy's device, where a batch is an index. `auto`: the fastest that
             fits with room to spare; on a CPU, workers read best from disk.
@@ -36,6 +39,7 @@ class FeatureSettings:
     features: str = "auto"
     cache_root: str | None = None
     cache_dtype: str | None = None
+    cache_verify: str = "quick"
     cache_residency: str = "auto"
     token_pool: int = 1
     encoder_spec: EncoderSpec | None = None
@@ -48,6 +52,8 @@ class FeatureSettings:
             raise ValueError(f"features={self.features!r}; choose one of {', '.join(FEATURES)}")
         if self.cache_dtype not in (None, *CACHE_DTYPES):
             raise ValueError(f"cache_dtype={self.cache_dtype!r}; choose one of {', '.join(CACHE_DTYPES)}")
+        if self.cache_verify not in VERIFICATIONS:
+            raise ValueError(f"cache_verify={self.cache_verify!r}; choose one of {', '.join(VERIFICATIONS)}")
         if self.cache_residency not in RESIDENCIES:
             raise ValueError(
                 f"cache_residency={self.cache_residency!r}; choose one of {', '.join(RESIDENCIES)}"

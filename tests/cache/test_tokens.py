@@ -1,6 +1,7 @@
 """A cache holds what the encoder makes of the dataset's frames, in every storage type and from both sources."""
 
-import pickle
+import itertools
+import pickle  # noqa: TID251 (to hand a cache to loader workers, as torch does)
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lerobot_theia.cache import FeatureCache
+from lerobot_theia.cache import FeatureCache, paging, reader
+from lerobot_theia.cache.paging import read_ahead
 from lerobot_theia.cache.pooling import pool_tokens
 from lerobot_theia.encoder import TheiaEncoder
 from tests.cache.helpers import TOP, WRIST, run
@@ -114,6 +116,37 @@ class TestGather:
         all_rows = video_cache.gather(TOP, range(16))
         assert torch.equal(video_cache.gather(TOP, order), all_rows[order])
         assert torch.equal(video_cache.gather(TOP, torch.tensor(order)), all_rows[order])
+
+    def test_reading_ahead_changes_nothing(
+        self, video_cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Rows that have to come from disk are asked for ahead; that is advice, and no other way to read."""
+        cache = FeatureCache.open(video_cache.path)
+        waits = itertools.count()
+        monkeypatch.setattr(reader, "waits_for_disk", lambda: next(waits))
+        advised: list[int] = []
+        monkeypatch.setattr(reader, "read_ahead", lambda row: (advised.append(row.nbytes), read_ahead(row)))
+        wanted = video_cache.gather(TOP, [9, 4])
+        assert torch.equal(cache.gather(TOP, [9, 4]), wanted) and not advised
+        assert torch.equal(cache.gather(TOP, [9, 4]), wanted) and advised == [196 * 192 * 2] * 2
+
+    def test_large_results_in_huge_pages_are_right(
+        self, video_cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(paging, "HUGE_FROM_BYTES", 1)
+        rows = [*range(16)] * 4
+        assert torch.equal(video_cache.gather(TOP, rows), video_cache.gather(TOP, range(16)).repeat(4, 1, 1))
+
+    def test_goes_where_the_caller_wants_it(self, video_cache: FeatureCache) -> None:
+        made: list[torch.Tensor] = []
+
+        def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+            made.append(torch.empty(shape, dtype=dtype).share_memory_())
+            return made[-1]
+
+        stored = video_cache.gather_stored(TOP, np.array([3, 1]), empty)
+        assert stored.tokens is made[0] and stored.tokens.is_shared()
+        assert torch.equal(stored.tokens, video_cache.gather(TOP, [3, 1]))
 
     def test_of_nothing_is_nothing(self, video_cache: FeatureCache) -> None:
         assert video_cache.gather(TOP, []).shape == (0, 196, 192)

@@ -1,6 +1,6 @@
 """FeatureDataset's items are LeRobotDataset's, but for cameras: these are tokens of the very same frames."""
 
-import pickle
+import pickle  # noqa: TID251 (to hand a dataset to loader workers, as torch does)
 from pathlib import Path
 from typing import Any
 

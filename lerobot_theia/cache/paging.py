@@ -1,0 +1,49 @@
+"""Advice to the kernel about memory: where it knows no better, nothing happens."""
+
+import ctypes
+import mmap
+import resource
+
+import numpy as np
+from torch import Tensor
+
+HUGE_FROM_BYTES = 32 * 2**20
+"""glibc hands out blocks of this size (its largest M_MMAP_THRESHOLD) fresh from the kernel each time; filling them
+4 kB at a time costs more than the copy."""
+
+try:
+    _madvise = ctypes.CDLL(None, use_errno=True).madvise
+    _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+except (OSError, AttributeError):  # not a POSIX system
+    _madvise = None
+
+
+def advise(address: int, size: int, advice: int) -> None:
+    """`madvise` on the whole pages around `size` bytes at `address`."""
+    if _madvise is not None:
+        start = address // mmap.PAGESIZE * mmap.PAGESIZE
+        _madvise(start, address + size - start, advice)
+
+
+def in_huge_pages(tensor: Tensor) -> Tensor:
+    """Ask for huge pages behind a new, large tensor. Returns it."""
+    if tensor.nbytes >= HUGE_FROM_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        advise(tensor.data_ptr(), tensor.nbytes, mmap.MADV_HUGEPAGE)
+    return tensor
+
+
+def read_at_random(rows: np.ndarray) -> None:
+    """Rows of this map are read in no order: reading on after each one, as for a film, would be many times the bytes."""
+    if hasattr(mmap, "MADV_RANDOM"):
+        advise(rows.ctypes.data, rows.nbytes, mmap.MADV_RANDOM)
+
+
+def read_ahead(row: np.ndarray) -> None:
+    """Have a row of a map read from disk, without waiting for it."""
+    if hasattr(mmap, "MADV_WILLNEED"):
+        advise(row.ctypes.data, row.nbytes, mmap.MADV_WILLNEED)
+
+
+def waits_for_disk() -> int:
+    """How often this process has waited for a page from disk."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
