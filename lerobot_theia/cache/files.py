@@ -4,6 +4,7 @@ All changes to the disk go through `write`, `sync`, `rename` and `sync_folder`.
 """
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -152,24 +153,36 @@ def remove_temporaries(folder: Path) -> None:
             stray.unlink(missing_ok=True)
 
 
-def open_inside(path: Path, folder: Path) -> int:
+def open_inside(path: Path, folder: Path, opened: int | None = None) -> int:
     """A file descriptor of a regular file that lies inside `folder`, for a cache that a stranger made.
 
     Symbolic links are followed if they stay inside, or lead to the `blobs` of the Hub's local cache when `folder` is
-    a snapshot in it. Raises OSError otherwise; FileNotFoundError if there is no such file.
+    a snapshot in it. `opened` is a descriptor of `path.parent`, if the caller has made sure of that one already.
+    Raises OSError otherwise; FileNotFoundError if there is no such file.
     """
-    if path.parent.is_symlink() or path.is_symlink():
-        target = path.resolve()
-        home = folder.resolve()
-        hub = next((parent.parent / "blobs" for parent in home.parents if parent.name == "snapshots"), home)
-        if not (target.is_relative_to(home) or target.is_relative_to(hub)):
-            raise OSError(f"it is a link out of {folder}, to {target}")
     # Not blocking: opening a pipe would wait for its writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        if opened is None and path.parent.is_symlink():
+            check_inside(path, folder)
+        descriptor = os.open(path if opened is None else path.name, flags | os.O_NOFOLLOW, dir_fd=opened)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        check_inside(path, folder)
+        descriptor = os.open(path, flags)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError("it is no regular file")
     return descriptor
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Raises OSError when a link leads out of `folder`."""
+    target, home = path.resolve(), folder.resolve()
+    hub = next((parent.parent / "blobs" for parent in home.parents if parent.name == "snapshots"), home)
+    if not (target.is_relative_to(home) or target.is_relative_to(hub)):
+        raise OSError(f"it is a link out of {folder}, to {target}")
 
 
 def sha256_of_file(path: Path) -> str:

@@ -1,5 +1,6 @@
 """The manifest: one JSON file, written last, that makes a folder of shards a cache."""
 
+import functools
 import hashlib
 import json
 import math
@@ -13,7 +14,7 @@ from lerobot_theia.cache.files import open_inside, publish
 from lerobot_theia.cache.identity import CacheIdentity, Json, canonical_json
 from lerobot_theia.cache.shard import ShardKey, ShardLayout, shard_bytes
 from lerobot_theia.cache.source import SourceFile
-from lerobot_theia.cache.storage import torch_dtype
+from lerobot_theia.cache.storage import FLOAT_DTYPES, torch_dtype
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "lerobot-theia-cache"
@@ -21,6 +22,12 @@ FORMAT_VERSION = 2
 OLDEST_READABLE_VERSION = 2
 """Raised when older caches can no longer be read as they are; see docs/cache.md, Versions."""
 MAX_MANIFEST_BYTES = 64 * 2**20
+MAX_VALUES = 2 * 2**20
+"""By the commas in a manifest's JSON: as text, small values take a tenth of the memory they take when read."""
+MAX_INTEGER = 2**53
+"""JSON readers agree up to here."""
+MAX_FRAME_BYTES = 2**30
+"""Tokens of one frame, which a gather allocates."""
 CAMERA_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 """Camera names are folder names inside a cache."""
 
@@ -57,7 +64,7 @@ class Manifest:
     def num_frames(self) -> int:
         return self.identity.dataset.num_frames
 
-    @property
+    @functools.cached_property
     def layout(self) -> ShardLayout:
         return shard_layout(self.identity)
 
@@ -126,6 +133,8 @@ def read_manifest(folder: Path) -> Manifest:
             text = file.read(MAX_MANIFEST_BYTES + 1)
         if len(text) > MAX_MANIFEST_BYTES:
             raise ValueError(f"it is larger than the limit, {MAX_MANIFEST_BYTES} bytes")
+        if text.count(b",") > MAX_VALUES:
+            raise ValueError(f"it holds more than {MAX_VALUES} values")
         body = json.loads(text, object_pairs_hook=unique_keys, parse_constant=refuse_constant)
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise ValueError(f"it does not say {FORMAT!r}")
@@ -204,7 +213,11 @@ def check(manifest: Manifest) -> None:
     positive(manifest.identity.encoder.hidden_size, "hidden_size")
     positive(manifest.identity.tokens.grid, "grid")
     torch_dtype(manifest.identity.tokens.dtype)
+    if manifest.identity.tokens.compute_dtype not in FLOAT_DTYPES:
+        raise ValueError(f"compute_dtype is {manifest.identity.tokens.compute_dtype!r:.80}")
     cameras, layout = manifest.identity.dataset.cameras.keys(), manifest.layout
+    if (size := layout.payload_bytes(1)) > MAX_FRAME_BYTES:
+        raise ValueError(f"a frame would take {size} bytes")
     for part in (manifest.shards, manifest.statistics, manifest.files):
         if part.keys() != cameras:
             raise ValueError(f"cameras {sorted(part)} and {sorted(cameras)} differ")
@@ -237,6 +250,6 @@ def finite(value: object, name: str) -> float:
 
 
 def positive(value: object, name: str) -> int:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} is {value!r}, not a positive integer")
+    if type(value) is not int or not 1 <= value <= MAX_INTEGER:
+        raise ValueError(f"{name} is {value!r:.80}, not an integer of 1 to {MAX_INTEGER}")
     return value

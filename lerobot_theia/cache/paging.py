@@ -11,18 +11,14 @@ HUGE_FROM_BYTES = 32 * 2**20
 """glibc hands out blocks of this size (its largest M_MMAP_THRESHOLD) fresh from the kernel each time; filling them
 4 kB at a time costs more than the copy."""
 
-try:
-    _madvise = ctypes.CDLL(None, use_errno=True).madvise
-    _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-except (OSError, AttributeError):  # not a POSIX system
-    _madvise = None
+_madvise = ctypes.CDLL(None).madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def advise(address: int, size: int, advice: int) -> None:
     """`madvise` on the whole pages around `size` bytes at `address`."""
-    if _madvise is not None:
-        start = address // mmap.PAGESIZE * mmap.PAGESIZE
-        _madvise(start, address + size - start, advice)
+    start = address // mmap.PAGESIZE * mmap.PAGESIZE
+    _madvise(start, address + size - start, advice)
 
 
 def in_huge_pages(tensor: Tensor) -> Tensor:

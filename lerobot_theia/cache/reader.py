@@ -1,5 +1,7 @@
 """Reading a cache: open it, gather rows from memory-mapped shards."""
 
+import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,11 +110,9 @@ class FeatureCache:
             self._read_ahead = READ_AHEAD_BATCHES
 
     def _shard_rows(self, camera: str, shard: int, name: str) -> np.ndarray:
-        """A shard's tensor as (n, bytes per row): numpy knows no bfloat16, and copies bytes the fastest."""
         rows = self._rows.get((camera, shard, name))
         if rows is None:
-            tensor = self.shard(camera, shard).tensors[name]
-            rows = tensor.view(tensor.shape[0], -1).view(torch.uint8).numpy()
+            rows = self.shard(camera, shard).rows(name)
             read_at_random(rows)
             self._rows[camera, shard, name] = rows
         return rows
@@ -136,11 +136,16 @@ class FeatureCache:
 
     def check_headers(self) -> None:
         """Look at size and header of each shard. Raises CacheDamagedError naming the first that is not right."""
-        for camera, shard in self.manifest.shard_names():
-            try:
-                check_header(**self._where(camera, shard))
-            except CacheDamagedError as error:
-                raise CacheDamagedError(f"{error}. {MEND}") from error
+        with contextlib.ExitStack() as stack:
+            folders: dict[str, int | None] = {}
+            for camera, shard in self.manifest.shard_names():
+                where = self._where(camera, shard)
+                if camera not in folders:
+                    folders[camera] = open_folder(where["path"].parent, stack)
+                try:
+                    check_header(**where, opened=folders[camera])
+                except CacheDamagedError as error:
+                    raise CacheDamagedError(f"{error}. {MEND}") from error
 
     def verify(self, progress: Callable[[int], object] = lambda _: None) -> list[str]:
         """Read every byte; returns what is wrong, one line per damaged shard. `progress` gets bytes read."""
@@ -152,6 +157,16 @@ class FeatureCache:
                 problems.append(str(error))
             progress(self.manifest.shard_bytes(camera, shard))
         return problems
+
+
+def open_folder(folder: Path, stack: contextlib.ExitStack) -> int | None:
+    """A descriptor of a folder that is no link, or None."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
 MEND = (

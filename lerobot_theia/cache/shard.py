@@ -17,16 +17,16 @@ import hashlib
 import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lerobot_theia.cache.errors import CacheDamagedError, CacheError
 from lerobot_theia.cache.files import NewFile, open_inside
-from lerobot_theia.cache.identity import canonical_json
 from lerobot_theia.cache.storage import StoredTokens, decode_tokens, torch_dtype
 
 SAFETENSORS_DTYPES = {
@@ -70,6 +70,7 @@ class ShardLayout:
             tensors["scale"] = (torch.float32, (frames, self.num_tokens))
         return tensors | {"tokens": (torch_dtype(self.dtype), (frames, self.num_tokens, self.dim))}
 
+    @functools.lru_cache(maxsize=256)  # noqa: B019 (layouts are few, small and last)
     def bounds(self, frames: int) -> dict[str, tuple[int, int]]:
         """First and last byte + 1 of each tensor, counted from the end of the header."""
         bounds, at = {}, 0
@@ -90,8 +91,12 @@ def shard_path(cache: Path, camera: str, shard: int) -> Path:
 
 def shard_header(key: ShardKey, layout: ShardLayout, sha256: str) -> bytes:
     """The one header of this shard: length, JSON, and spaces up to the alignment."""
-    metadata = json.dumps(canonical_json(asdict(key) | {"sha256": sha256}))
-    text = f'{{"__metadata__":{{"shard":{metadata}}},{_entries(layout, key.frames)}}}'.encode()
+    # Canonical JSON, spelt out: opening a cache makes one per shard.
+    metadata = (
+        f'{{"camera":{json.dumps(key.camera)},"fingerprint":"{key.fingerprint}","frames":{key.frames},'
+        f'"sha256":"{sha256}","shard":{key.shard},"start":{key.start}}}'
+    )
+    text = f'{{"__metadata__":{{"shard":{json.dumps(metadata)}}},{_entries(layout, key.frames)}}}'.encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
@@ -191,17 +196,22 @@ def as_bytes(tensor: Tensor) -> memoryview:
 
 
 def check_header(
-    path: Path, key: ShardKey, layout: ShardLayout, cache: Path, sha256: str | None = None
+    path: Path,
+    key: ShardKey,
+    layout: ShardLayout,
+    cache: Path,
+    sha256: str | None = None,
+    opened: int | None = None,
 ) -> str:
     """Check by size and header that a file of `cache` is the shard that `key` and `layout` describe.
 
-    Returns the SHA-256 of its tensors; without `sha256` the file's own digits are taken for it. Raises
-    CacheDamagedError.
+    Returns the SHA-256 of its tensors; without `sha256` the file's own digits are taken for it. `opened` is as for
+    `open_inside`. Raises CacheDamagedError.
     """
     expected = shard_header(key, layout, sha256 or NO_DIGEST)
     size = len(expected) + layout.payload_bytes(key.frames)
     try:
-        descriptor = open_inside(path, cache)
+        descriptor = open_inside(path, cache, opened)
         try:
             found_size = os.fstat(descriptor).st_size
             found = os.pread(descriptor, len(expected), 0)
@@ -220,7 +230,7 @@ def check_header(
         sha256 = found[at : at + 64].decode("ascii", "replace")
         expected = shard_header(key, layout, sha256)
     if found != expected:
-        at = next(i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b)
+        at = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(found))
         raise CacheDamagedError(
             f"shard {path} is not frames {key.start}..{key.start + key.frames - 1} of camera {key.camera!r} of this "
             f"cache, or was altered: its header differs from the one expected at byte {at}"
@@ -229,7 +239,7 @@ def check_header(
 
 
 class Shard:
-    """A shard opened for reading. Its tensors are a private memory map of the file; no file stays open.
+    """A shard opened for reading: a private memory map of the file; no file stays open.
 
     Size and header are checked as in `check_header`; the contents are not hashed, `verify_shard` does that.
     """
@@ -237,22 +247,33 @@ class Shard:
     def __init__(
         self, path: Path, key: ShardKey, layout: ShardLayout, cache: Path, sha256: str | None = None
     ) -> None:
-        self.path, self.key = path, key
+        self.path, self.key, self.layout = path, key, layout
         self.sha256 = check_header(path, key, layout, cache, sha256)
-        base = len(shard_header(key, layout, NO_DIGEST))
-        size = base + layout.payload_bytes(key.frames)
+        self._base = len(shard_header(key, layout, NO_DIGEST))
+        size = self._base + layout.payload_bytes(key.frames)
         try:
-            file = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+            self._file = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
         except RuntimeError as error:
             raise CacheError(
                 f"shard {path} cannot be mapped into memory: {error}. A process may hold vm.max_map_count maps; "
                 "larger shards (shard_mib) need fewer."
             ) from error
-        tensors, bounds = layout.tensors(key.frames), layout.bounds(key.frames)
-        self.tensors = {
-            name: file[base + start : base + stop].view(tensors[name][0]).view(tensors[name][1])
-            for name, (start, stop) in bounds.items()
+
+    def rows(self, name: str) -> np.ndarray:
+        """`tokens` or `scale` as (n, bytes per row): numpy knows no bfloat16, and copies bytes the fastest."""
+        return self._bytes(name).view(self.key.frames, -1).numpy()
+
+    @functools.cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, on the map."""
+        return {
+            name: self._bytes(name).view(dtype).view(shape)
+            for name, (dtype, shape) in self.layout.tensors(self.key.frames).items()
         }
+
+    def _bytes(self, name: str) -> Tensor:
+        start, stop = self.layout.bounds(self.key.frames)[name]
+        return self._file[self._base + start : self._base + stop]
 
 
 def verify_shard(
