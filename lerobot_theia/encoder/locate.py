@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
 from lerobot_theia.encoder.names import HUB_IDS, canonical_name, known_encoders
 
@@ -80,6 +80,11 @@ def _download(name: str, hub_id: str, revision: str | None) -> CheckpointFiles:
 def _download_file(hub_id: str, file: str, revision: str | None) -> Path:
     try:
         return Path(hf_hub_download(hub_id, file, revision=revision))
+    except HFValidationError as error:
+        raise ValueError(
+            f"{hub_id!r} is no hub id: {' '.join(str(error).split())} A hub id is owner/name; for a folder of that "
+            f"name, which must be there, pass ./{hub_id}"
+        ) from error
     except (OSError, EntryNotFoundError, httpx.HTTPError) as error:
         # Read at the time of need: tests and users move the cache.
         from huggingface_hub.constants import HF_HUB_CACHE

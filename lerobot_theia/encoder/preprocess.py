@@ -39,7 +39,9 @@ _ACCEPTED = (
 def to_uint8(images: Tensor) -> Tensor:
     """Frames as uint8 (B, 3, H, W), on their own device; a view where they are uint8 already.
 
-    uint8 of shape (B, 3, H, 3) fits both layouts and is read as channel first, LeRobot's own layout.
+    uint8 of shape (B, 3, H, 3) fits both layouts and is read as channel first, LeRobot's own layout. Raises ValueError
+    for anything else, and for floats beyond [0, 1] or NaN. Since the weights are checked for NaN where they are
+    loaded, tokens of frames that pass are finite. Looking at floats on a GPU waits for the GPU, once per call.
     """
     if not isinstance(images, Tensor):
         raise ValueError(f"images must be a torch tensor, got {type(images).__name__}; {_ACCEPTED}")

@@ -22,6 +22,7 @@ from lerobot_theia.encoder.names import (
     notice_once,
     untrained_warning,
 )
+from lerobot_theia.encoder.precision import tf32
 from lerobot_theia.encoder.preprocess import preprocess, to_uint8
 from lerobot_theia.encoder.random_weights import random_weights
 from lerobot_theia.encoder.spec import EncoderSpec
@@ -38,7 +39,8 @@ class TheiaEncoder(nn.Module):
 
     Built by `from_pretrained` (weights from a checkpoint or a fixed seed) or `from_spec` (weights follow).
     Its `state_dict` has the names of the published checkpoints. It runs in the dtype of its parameters, with
-    autocast off and in eval mode, so that a token does not depend on the training loop around it.
+    autocast off, in eval mode and with a multiplication of its own choice (`precision.tf32`), so that a token does
+    not depend on the training loop around it.
 
     Args:
         spec: Architecture, and identity of the weights.
@@ -176,7 +178,7 @@ class TheiaEncoder(nn.Module):
                 f"{pixels.dtype} of shape {tuple(pixels.shape)}; pass frames to the encoder itself, or "
                 "through preprocess() first"
             )
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), tf32(self.device):
             tokens = self.backbone(pixels.to(self.device, self.dtype))
         return _reduce(tokens, reduce)
 
@@ -193,7 +195,7 @@ class TheiaEncoder(nn.Module):
                 "from_pretrained(..., translators=True)"
             )
         patches = self(images)
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), tf32(self.device):
             features: dict[str, Tensor] = self.translator(patches, teachers)
         return features
 

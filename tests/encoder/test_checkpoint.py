@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 
 from lerobot_theia.encoder import locate, names
@@ -273,6 +274,15 @@ def test_unknown_name_lists_the_known(name: str) -> None:
         load(name)
     for known in ("theia-tiny-cdiv", "theia-base-cddsv", "random-tiny", "folder"):
         assert known in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a..b/c", "a--b/c", "-a/b", f"{'a' * 97}/b", "a/b.git"])
+def test_a_name_that_the_hub_cannot_have_is_refused_with_the_way_out(name: str) -> None:
+    with pytest.raises(ValueError) as error:
+        load(name)
+    assert not isinstance(error.value, HFValidationError)
+    for word in (name, "owner/name", f"./{name}"):
+        assert word in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["theia-tiny-cdiv", "someone/else"])
