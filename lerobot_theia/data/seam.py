@@ -2,7 +2,8 @@
 
 LeRobot 0.6 builds its datasets in `make_train_eval_datasets`, which `lerobot_train.py` imports by name, and has
 no hook there. When the config of a Theia policy is made, that name is bound to a function that calls LeRobot's
-own and, if a feature cache fits, hands out datasets that serve from it. Other policies pass straight through.
+own and, if a feature cache fits, hands out datasets that serve from it. A resumed run is given a sampler that
+resumes, too. Other policies pass straight through.
 """
 
 import importlib.metadata
@@ -10,6 +11,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +19,7 @@ from packaging.specifiers import SpecifierSet
 
 LEROBOT_VERSIONS = SpecifierSet(">=0.6.1,<0.7")
 NAME = "make_train_eval_datasets"
+SAMPLER = "EpisodeAwareSampler"
 TRAIN_SCRIPT = "lerobot.scripts.lerobot_train"
 
 logger = logging.getLogger(__name__)
@@ -73,10 +76,32 @@ def serving_features(original: Callable[[Any], tuple]) -> Callable[[Any], tuple]
     def make_train_eval_datasets(cfg: Any) -> tuple:
         from lerobot_theia.data.serve import serve_features
 
+        bind_sampler(cfg)
         return serve_features(cfg, original)
 
     make_train_eval_datasets.lerobot_function = original  # type: ignore[attr-defined]
     return make_train_eval_datasets
+
+
+def bind_sampler(cfg: Any) -> None:
+    """The training script makes its sampler after its datasets: in a resumed run of a Theia policy, one that resumes
+    where it stopped; in any other, LeRobot's own.
+    """
+    from lerobot_theia.data.resume import ResumableSampler
+    from lerobot_theia.data.settings import FeatureSettings
+
+    script = train_script()
+    if script is None:
+        return
+    bound = getattr(script, SAMPLER, None)
+    if cfg.resume and isinstance(cfg.trainable_config, FeatureSettings):
+        if bound is None:
+            raise SeamError(f"{TRAIN_SCRIPT} has no {SAMPLER}: {remedy()}")
+        sampler = partial(ResumableSampler, batch_size=cfg.batch_size)
+        sampler.lerobot_class = getattr(bound, "lerobot_class", bound)  # type: ignore[attr-defined]
+        setattr(script, SAMPLER, sampler)
+    elif bound is not None and hasattr(bound, "lerobot_class"):
+        setattr(script, SAMPLER, bound.lerobot_class)
 
 
 def remedy() -> str:

@@ -1,6 +1,7 @@
 """Decide where a training run's tokens come from, and hand out its datasets."""
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,15 @@ from lerobot.configs.train import TrainPipelineConfig
 from lerobot.configs.types import FeatureType
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
-from lerobot_theia.cache import CacheError, CacheMismatchError, FeatureCache
+from lerobot_theia.cache import CacheDamagedError, CacheError, CacheMismatchError, FeatureCache
 from lerobot_theia.cache.catalog import CacheRequest, find_cache
+from lerobot_theia.cache.plan import format_bytes
+from lerobot_theia.cache.reader import MEND
 from lerobot_theia.cache.root import resolve_cache_root
 from lerobot_theia.cache.source import select_cameras
 from lerobot_theia.data.feature_dataset import FeatureDataset
 from lerobot_theia.data.residency import LoadedTokens, choose_residency, load_tokens
+from lerobot_theia.data.resume import StepSeeds
 from lerobot_theia.data.settings import FeatureSettings
 from lerobot_theia.data.token_statistics import statistics_of_cache, statistics_of_sample
 from lerobot_theia.encoder import EncoderSpec, TheiaEncoder
@@ -31,6 +35,7 @@ def serve_features(cfg: TrainPipelineConfig, original: Callable[[Any], tuple]) -
     settings = cfg.trainable_config
     if not isinstance(settings, FeatureSettings):
         return original(cfg)
+    settings.step_seeds = StepSeeds.of_run(cfg)  # type: ignore[attr-defined]  # for the policy made from these settings
     must_be_online = why_online(cfg)
     if must_be_online and settings.features == "cached":
         raise ValueError(f"--policy.features=cached does not go with {must_be_online}")
@@ -82,6 +87,8 @@ def serve_cache(
         cache.manifest.encoder_name,
         cache.manifest.identity.tokens.dtype,
     )
+    if settings.cache_verify == "full":
+        verify(cache)
     if settings.pretrained_path is None:  # type: ignore[attr-defined]
         train.meta.stats.update(statistics_of_cache(cache, cameras))
     device = torch.device(settings.device)  # type: ignore[attr-defined]
@@ -102,6 +109,19 @@ def serve_cache(
         for dataset in (train, held_out)
     )
     return served, held
+
+
+def verify(cache: FeatureCache) -> None:
+    """Read every byte, once per run. Raises CacheDamagedError naming what is wrong."""
+    if int(os.environ.get("RANK", "0")) != 0:
+        return  # An error of the first process ends the others.
+    size = format_bytes(cache.manifest.num_bytes)
+    logger.info("Theia features: reading all %s of the cache, as --policy.cache_verify=full asks", size)
+    if problems := cache.verify():
+        raise CacheDamagedError(
+            "\n".join([*problems, f"{len(problems)} shard(s) of {cache.path} are damaged. {MEND}"])
+        )
+    logger.info("Theia features: every byte of the cache is as it was written")
 
 
 def why_online(cfg: TrainPipelineConfig) -> str | None:

@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
+from lerobot_theia.data.resume import StepSeeds
 from lerobot_theia.encoder import EncoderSpec, TheiaEncoder
 from lerobot_theia.encoder.names import (
     canonical_name,
@@ -41,13 +42,20 @@ class TheiaPolicy(PreTrainedPolicy):
                 config.encoder, revision=config.encoder_revision, translators=False
             )
             config.encoder_spec = encoder.spec
-        on_device = config.__dict__.pop(
-            "tokens_on_device", None
-        )  # left there by the seam, for this policy only
+        # Left there by the seam, for this policy only.
+        on_device = config.__dict__.pop("tokens_on_device", None)
+        self.step_seeds: StepSeeds | None = config.__dict__.pop("step_seeds", None)
         features = FrozenFeatures(encoder, list(config.image_features), config.token_pool, on_device)
         if not from_checkpoint:
             features.set_statistics(dataset_stats or {})
         return features
+
+    def begin_step(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+        """A copy of `batch` in which cameras hold feature maps, as both networks take it for a loss."""
+        self.check_source(batch)
+        if self.training and self.step_seeds is not None:
+            self.step_seeds.begin_step()
+        return self.features(batch)
 
     def check_source(self, batch: dict[str, Tensor]) -> None:
         """`features=cached` promises that no frame is encoded in training."""

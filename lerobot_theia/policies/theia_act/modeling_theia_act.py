@@ -72,8 +72,7 @@ class TheiaACTPolicy(TheiaPolicy, ACTPolicy):
         self.reset()
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict]:
-        self.check_source(batch)
-        return super().forward(self.features(batch))
+        return super().forward(self.begin_step(batch))
 
     def predict_action_chunk(self, batch: dict[str, Tensor]) -> Tensor:
         """Called by `select_action` only when it has no action left, so frames in between are never encoded."""

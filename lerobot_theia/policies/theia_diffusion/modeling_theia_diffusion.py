@@ -79,8 +79,7 @@ class TheiaDiffusionPolicy(TheiaPolicy, DiffusionPolicy):
         self.reset()
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, None]:
-        self.check_source(batch)
-        return super().forward(self.features(batch))
+        return super().forward(self.begin_step(batch))
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> Tensor:
