@@ -83,6 +83,33 @@ class TestCached:
         with pytest.raises(CacheMismatchError, match="lerobot-theia-precompute"):
             serve_features(config, lerobots_own)
 
+    def test_a_flipped_bit_is_found_when_every_byte_is_asked_for(
+        self, rich_dataset: Path, rich_cache: FeatureCache, tmp_path: Path
+    ) -> None:
+        cache = copy_of(rich_cache, tmp_path)
+        path = cache.path / TOP / "000000.safetensors"
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        places = {"cache_root": str(tmp_path / "caches"), "token_pool": 7}
+        quick = train_config(rich_dataset, act(**places))
+        assert isinstance(serve_features(quick, lerobots_own)[0], FeatureDataset)
+        full = train_config(rich_dataset, act(cache_verify="full", **places))
+        with pytest.raises(CacheDamagedError, match=rf"{path} was altered(.|\n)*1 shard.*verify --repair"):
+            serve_features(full, lerobots_own)
+
+    def test_a_whole_cache_passes_the_full_check(
+        self, rich_dataset: Path, root: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        config = train_config(rich_dataset, act(cache_verify="full", cache_root=root, token_pool=7))
+        with caplog.at_level("INFO"):
+            assert isinstance(serve_features(config, lerobots_own)[0], FeatureDataset)
+        assert "every byte of the cache is as it was written" in caplog.text
+
+    def test_an_unknown_check_is_refused_with_the_choices(self) -> None:
+        with pytest.raises(ValueError, match=r"cache_verify='deep'; choose one of quick, full"):
+            act(cache_verify="deep")
+
     def test_a_damaged_one_is_an_error_even_in_auto(
         self, rich_dataset: Path, rich_cache: FeatureCache, tmp_path: Path
     ) -> None:
