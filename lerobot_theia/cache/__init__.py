@@ -9,11 +9,18 @@ shard.py       one safetensors file of consecutive frames
 manifest.py    the JSON file that makes a folder of shards a cache
 reader.py      FeatureCache: open, gather
 plan.py        what a run will do, known before it starts
-claim.py       one process builds a cache, others wait
 precompute.py  dataset -> cache
+dataset.py     opening the dataset that it is made from
+work.py        which shards are there, which are to be made, which are ours to make
+claim.py       several processes at one cache: claims on shards, a lock against deletion
+shard_size.py  frames per shard, settled once for all who build a cache
+make.py        making shards: decode -> encode -> write
+pipeline.py    threads a few items ahead of their caller, and one behind it
+video.py       a video file read front to back
+encode.py      frames -> tokens as stored, on a device
+publish.py     the manifest, when all shards are there
 catalog.py     which cache under a root serves a dataset, and if none, why not
 root.py        where caches are kept
-prefetch.py    an iterator in a thread, a bounded number of items ahead
 files.py       write, sync, rename
 errors.py      what can go wrong
 """

@@ -1,35 +1,174 @@
-"""One process builds a cache; others wait."""
+"""Several processes at one cache: who makes which shard, and nobody deletes it meanwhile.
+
+A claim is a small file, created exclusively beside the shard it stands for. Its owner holds the kernel's lock on it, so
+on one machine a claim ends with its process; for other machines the owner touches it as the work goes on.
+
+Claims only save work. That a cache is right never rests on them: a shard is written to a file of its writer's own and
+renamed when it is whole, and it is the same whoever makes it. Two owners of one claim make one shard twice.
+"""
 
 import contextlib
-import logging
+import json
+import os
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import BinaryIO
 
 from lerobot_theia.cache.errors import CacheError
+from lerobot_theia.cache.files import ABANDONED_AFTER_S, lock, machine, remove_temporaries, take_over
 
-logger = logging.getLogger(__name__)
+CLAIM_PREFIX = ".claim-"
+WRITTEN_AFTER_S = 2.0
+"""A claim that is still empty after so long was never taken: its process ended between creating and writing it."""
+TOUCH_EVERY_S = 10.0
+POLL_S = 0.2
+
+
+class Claim:
+    """A piece of work that is this process's, until `release`."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self._file = path, file
+        self._touched = time.monotonic()
+
+    def touch(self) -> None:
+        """Tell other machines that the work goes on; cheap enough to be called with every batch."""
+        if time.monotonic() - self._touched > TOUCH_EVERY_S:
+            self._touched = time.monotonic()
+            with contextlib.suppress(OSError):  # released meanwhile, or on a file system that is full
+                os.utime(self._file.fileno())
+
+    def release(self) -> None:
+        """Let go, whether the work is done or not. May be called twice."""
+        if not self._file.closed:
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)  # while the lock is held: nobody takes it for abandoned
+            self._file.close()
+
+
+def take(path: Path) -> Claim | None:
+    """The claim at `path`, if it is free or its owner is gone; None while another process has it.
+
+    Raises CacheError when the file system refuses.
+    """
+    with writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file, created = open_or_create(path)
+        except FileNotFoundError:
+            return None  # released in this very moment
+        try:
+            if (created or owner_is_gone(file)) and holds(file, path):
+                owner = {"machine": machine(), "host": socket.gethostname(), "pid": os.getpid()}
+                file.seek(0)
+                file.truncate()
+                file.write(json.dumps(owner).encode())
+                return Claim(path, file)
+        except BaseException:
+            if created:
+                path.unlink(missing_ok=True)
+            file.close()
+            raise
+        file.close()
+        return None
 
 
 @contextlib.contextmanager
-def claim(path: Path) -> Iterator[None]:
-    """One process builds a cache; others wait. The lock is the kernel's, so it ends with its process."""
-    lock_path = path.parent / ".locks" / f"{path.name}.lock"
-    try:
-        lock_path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(lock_path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.warning("another process is building %s; waiting for it", path)
-            lock.acquire()
-    except OSError as error:
-        raise CacheError(
-            f"cannot write to {path.parent}: {error.strerror or error}. Choose a writable place "
-            "with `cache_root=...` or the environment variable LEROBOT_THEIA_CACHE."
-        ) from error
+def writable(path: Path) -> Iterator[None]:
+    """Raises CacheError when the file system refuses."""
     try:
         yield
+    except OSError as error:
+        raise CacheError(
+            f"cannot write {path}: {error.strerror or error}. Free some space or choose another place with "
+            "`cache_root=...`. What was complete before is untouched; the same command resumes."
+        ) from error
+
+
+def open_or_create(path: Path) -> tuple[BinaryIO, bool]:
+    """The file, and whether it is new."""
+    try:
+        return path.open("x+b", buffering=0), True
+    except FileExistsError:
+        return path.open("r+b", buffering=0), False
+
+
+def owner_is_gone(file: BinaryIO) -> bool:
+    try:
+        made_on = str(json.loads(file.read(4096))["machine"])
+    except (ValueError, TypeError, KeyError):
+        return time.time() - os.fstat(file.fileno()).st_mtime > WRITTEN_AFTER_S
+    return take_over(file, made_on)
+
+
+def holds(file: BinaryIO, path: Path) -> bool:
+    """Lock the file, unless another process has, and make sure that it is still the one at `path`."""
+    with contextlib.suppress(FileNotFoundError):
+        return lock(file) is not False and os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
+
+
+@contextlib.contextmanager
+def waiting_for(path: Path) -> Iterator[Claim]:
+    """The claim at `path`, as soon as it is free."""
+    while (claim := take(path)) is None:
+        time.sleep(POLL_S)
+    try:
+        yield claim
     finally:
-        lock.release()
+        claim.release()
+
+
+def owner(path: Path) -> str:
+    """Who has a claim, for people."""
+    try:
+        value = json.loads(path.read_bytes()[:4096])
+        return f"process {int(value['pid'])} on {str(value['host'])!r}"
+    except (OSError, ValueError, TypeError, KeyError):
+        return "another process"
+
+
+def claims(cache: Path) -> Iterator[Path]:
+    for pattern in (f"{CLAIM_PREFIX}*", f"*/{CLAIM_PREFIX}*"):
+        yield from cache.glob(pattern)
+
+
+def sweep(cache: Path) -> None:
+    """Delete what processes that are gone left in a cache, and nothing of one that lives."""
+    remove_temporaries(cache)
+    for path in claims(cache):
+        if (claim := take(path)) is not None:
+            claim.release()
+
+
+@contextlib.contextmanager
+def in_use(cache: Path, *, exclusive: bool = False) -> Iterator[None]:
+    """Processes that build a cache are in it together; who deletes it wants it alone.
+
+    The lock is the kernel's, on a file beside the cache, so it ends with its process. Raises CacheError when the folder
+    is not writable, and for `exclusive` when another process builds the cache.
+    """
+    place = cache.parent / ".locks" / f"{cache.name}.lock"
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file = place.open("a+b")
+    except OSError as error:
+        raise CacheError(
+            f"cannot write to {cache.parent}: {error.strerror or error}. Choose a writable place "
+            "with `cache_root=...` or the environment variable LEROBOT_THEIA_CACHE."
+        ) from error
+    with file:
+        while lock(file, shared=not exclusive) is False:
+            if exclusive:
+                raise CacheError(f"{cache} is being built by another process: end that first")
+            time.sleep(POLL_S)  # another process deletes it; that takes no time
+        if exclusive:
+            sweep(cache)
+            if path := next(claims(cache), None):
+                raise CacheError(
+                    f"{cache} is being built by {owner(path)}: end that first. If it is gone already, its claim "
+                    f"ends {ABANDONED_AFTER_S:.0f} s after its last sign of life."
+                )
+        yield

@@ -63,12 +63,23 @@ class NewFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.temporary = path.with_name(f"{TEMPORARY_PREFIX}{machine()}-{secrets.token_hex(4)}-{path.name}")
+        self.temporary = self._name()
         self._open = contextlib.ExitStack()
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: BinaryIO = self._open.enter_context(self.temporary.open("xb", buffering=0))
-            hold(self._file)
+            self._file = self._open.enter_context(self._create())
+
+    def _name(self) -> Path:
+        return self.path.with_name(f"{TEMPORARY_PREFIX}{machine()}-{secrets.token_hex(4)}-{self.path.name}")
+
+    def _create(self) -> BinaryIO:
+        """Locked for as long as it is open, so that nobody takes it for a leftover."""
+        while True:
+            file = self.temporary.open("xb", buffering=0)
+            if lock(file) is not False and self.temporary.exists():
+                return file
+            file.close()  # taken for one in the moment before it was locked
+            self.temporary = self._name()
 
     def write(self, data: Buffer, offset: int) -> None:
         with self._explained():
@@ -120,37 +131,40 @@ def machine() -> str:
         return hashlib.sha256(f"{socket.gethostname()} {uuid.getnode()}".encode()).hexdigest()[:8]
 
 
-def hold(file: BinaryIO) -> bool:
-    """Take the kernel's lock on an open file, which ends with this process. False if another process has it."""
+def lock(file: BinaryIO, shared: bool = False) -> bool | None:
+    """Take the kernel's lock on an open file, which ends with this process.
+
+    False if another process has it, None if this file system knows no locks.
+    """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        pass  # a file system without locks: others judge by the file's age
+        return None
     return True
 
 
-def abandoned(path: Path, made_on: str) -> bool:
-    """Whether the process that made `path`, on machine `made_on`, and held it is gone.
+def take_over(file: BinaryIO, made_on: str) -> bool:
+    """Lock an open file that a process on machine `made_on` made and locked; False while that process lives.
 
-    On this machine the kernel knows; on another, ABANDONED_AFTER_S without a sign of life is taken for it.
+    On this machine the kernel knows. On another, or without locks, ABANDONED_AFTER_S without a sign of life is taken
+    for its end.
     """
-    try:
-        if made_on != machine():
-            return time.time() - path.stat().st_mtime > ABANDONED_AFTER_S
-        with path.open("rb") as file:
-            return hold(file)
-    except FileNotFoundError:
-        return False
+    free = lock(file)
+    if free is False or (free and made_on == machine()):
+        return free
+    return time.time() - os.fstat(file.fileno()).st_mtime > ABANDONED_AFTER_S
 
 
 def remove_temporaries(folder: Path) -> None:
     """Delete what interrupted writers left, and nothing that one is still writing."""
     for stray in folder.rglob(f"{TEMPORARY_PREFIX}*"):
         made_on = stray.name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
-        if abandoned(stray, made_on):
-            stray.unlink(missing_ok=True)
+        # Not to be opened is what vanished meanwhile, or belongs to another user.
+        with contextlib.suppress(OSError), stray.open("r+b") as file:
+            if take_over(file, made_on):
+                stray.unlink()
 
 
 def open_inside(path: Path, folder: Path, opened: int | None = None) -> int:

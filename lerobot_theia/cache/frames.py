@@ -1,16 +1,19 @@
-"""Frames of one camera, decoded in order by LeRobot's own decoders, so that they are the dataset's frames."""
+"""Frames of one camera, decoded in order, bit for bit those that LeRobotDataset hands out."""
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.datasets.video_utils import decode_video_frames
+from lerobot.datasets.video_utils import VideoDecoderCache, decode_video_frames_torchcodec
 from torch import Tensor
 
 from lerobot_theia.cache.errors import FrameError
 from lerobot_theia.cache.source import frame_table, image_shape
+from lerobot_theia.cache.video import VideoReader
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class Span:
 class CameraFrames:
     """Reads ranges of one camera's frames.
 
-    `read(start, stop)` returns (stop - start, 3, H, W) uint8 for absolute frame indices; ranges read in
-    ascending order decode each video file once, front to back.
+    `read(start, stop)` returns (stop - start, 3, H, W) uint8 for absolute frame indices, from any thread; ranges that
+    a thread reads in ascending order are decoded once, front to back.
     """
 
     def __init__(self, dataset: LeRobotDataset, camera: str) -> None:
@@ -43,12 +46,13 @@ class CameraFrames:
         # Under an episode filter the loaded rows are not the absolute frame indices.
         self._rows = dataset.absolute_to_relative_idx
         self._tolerance_s = dataset.tolerance_s
-        self._backend = dataset._video_backend
+        self._decoders = Decoders(torchcodec=dataset._video_backend == "torchcodec")
         if self.is_video:
             # Timestamps, not frame counts, are what LeRobot asks a video for.
             self._timestamps = dataset.hf_dataset.data.column("timestamp").to_numpy()
         else:
-            self._images = dataset.hf_dataset.select_columns([camera])
+            # Without LeRobot's transform to float32 images come as they are stored.
+            self._images = dataset.hf_dataset.select_columns([camera]).with_format(None)
 
     def spans(self, start: int, stop: int) -> Iterator[Span]:
         """Cut start..stop where episodes end."""
@@ -83,13 +87,10 @@ class CameraFrames:
         row = span.start if self._rows is None else self._rows[span.start]
         rows = slice(row, row + span.stop - span.start)
         if self.is_video:
-            timestamps = [span.offset_s + float(at) for at in self._timestamps[rows]]
-            return decode_video_frames(
-                self.root / span.file, timestamps, self._tolerance_s, self._backend, return_uint8=True
-            )
-        images = torch.stack(self._images[rows][self.camera])
-        # LeRobot hands out stored images as float32 in [0, 1]; the bytes behind them are exact.
-        return (images * 255).round().to(torch.uint8)
+            times = [span.offset_s + float(at) for at in self._timestamps[rows]]
+            return self._decoders.read(self.root / span.file, times, self._tolerance_s)
+        images = np.stack([np.asarray(image) for image in self._images[rows][self.camera]])
+        return torch.from_numpy(images).permute(0, 3, 1, 2)
 
     def _first_failure(self, span: Span, error: Exception) -> tuple[int, Exception]:
         """Narrow a failed span down to its first bad frame."""
@@ -106,6 +107,33 @@ class CameraFrames:
     def where(self, frame: int) -> str:
         """`camera ..., episode ..., frame ...` for messages."""
         return self._where(frame, next(self.spans(frame, frame + 1)))
+
+
+class Decoders(threading.local):
+    """The decoder of the video file that a thread is at: each thread has its own."""
+
+    def __init__(self, torchcodec: bool) -> None:
+        self._open: tuple[Path, VideoReader] | None = None
+        self._torchcodec = VideoDecoderCache(max_size=1) if torchcodec else None
+
+    def read(self, path: Path, times: list[float], tolerance_s: float) -> Tensor:
+        if self._torchcodec is not None:
+            return decode_video_frames_torchcodec(
+                path, times, tolerance_s, decoder_cache=self._torchcodec, return_uint8=True
+            )
+        if self._open is None or self._open[0] != path:
+            self.close()
+            self._open = (path, VideoReader(path))
+        try:
+            return self._open[1].read(times, tolerance_s)
+        except BaseException:
+            self.close()  # whatever state it is in
+            raise
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
 
 
 def describe_frame(camera: str, episode: int, frame_in_episode: int, frame: int) -> str:

@@ -49,15 +49,28 @@ class PrecomputeSettings:
     shard_mib: int | None = None
     """Approximate size of a shard. None: 64 MiB, or as much as keeps a camera to SHARDS_PER_CAMERA. Not part of a cache's
     identity, but of its folder's layout."""
+    decode_threads: int | None = None
+    """Threads that decode, each a batch. None: as many as keep up with the encoder, on the cores there are."""
+    compile: bool = False
+    """torch.compile the encoder; with a warning eager where that fails. Its tokens differ by rounding, as those of another
+    device do."""
     verify: bool = True
     """Read finished shards in full before trusting them; False only looks at their headers."""
 
     def __post_init__(self) -> None:
         torch_dtype(self.dtype)
-        for name in ("batch_size", "shard_mib", "pool"):
+        for name in ("batch_size", "shard_mib", "decode_threads", "pool"):
             value = getattr(self, name)
-            if (type(value) is not int or value < 1) and not (name == "shard_mib" and value is None):
+            automatic = value is None and name in ("shard_mib", "decode_threads")
+            if (type(value) is not int or value < 1) and not automatic:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        for name in ("compile", "verify"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be true or false")
+        if self.video_backend not in (None, "torchcodec", "pyav"):
+            raise ValueError(
+                f"video_backend={self.video_backend!r}; choose torchcodec or pyav, or leave it out"
+            )
         if self.compute_dtype not in FLOAT_DTYPES:
             raise ValueError(f"compute_dtype={self.compute_dtype!r}; choose one of {', '.join(FLOAT_DTYPES)}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lerobot_theia.cache.catalog import cache_folders
-from lerobot_theia.cache.claim import claim
+from lerobot_theia.cache.claim import CLAIM_PREFIX, in_use
 from lerobot_theia.cache.errors import CacheDamagedError, CacheError
 from lerobot_theia.cache.files import TEMPORARY_PREFIX
 from lerobot_theia.cache.manifest import FORMAT, MANIFEST_NAME, read_manifest
@@ -16,9 +16,11 @@ from lerobot_theia.cache.plan import format_bytes
 from lerobot_theia.cache.reader import FeatureCache
 from lerobot_theia.cache.root import resolve_cache_root
 from lerobot_theia.cache.shard import is_shard
+from lerobot_theia.cache.shard_size import SETTLED_NAME
 
 SHARDS = "*/[0-9][0-9][0-9][0-9][0-9][0-9].safetensors"
-OUR_FILES = (MANIFEST_NAME, SHARDS, f"{TEMPORARY_PREFIX}*", f"*/{TEMPORARY_PREFIX}*")
+HIDDEN = (TEMPORARY_PREFIX + "*", CLAIM_PREFIX + "*", SETTLED_NAME)
+OUR_FILES = (MANIFEST_NAME, SHARDS, *HIDDEN, *(f"*/{name}" for name in HIDDEN))
 """What a cache folder holds; `rm` deletes these and nothing else."""
 
 
@@ -105,10 +107,10 @@ def remove(arguments: argparse.Namespace) -> int:
     if not arguments.yes and not confirmed(f"delete {path} ({format_bytes(size)})? [y/N] "):
         print("kept")
         return 1
-    with claim(path):
+    with in_use(path, exclusive=True):
         # The manifest goes first: without it the rest is no cache any more, whatever interrupts us.
         for file in files:
-            file.unlink()
+            file.unlink(missing_ok=True)
         for folder in [*(file.parent for file in files), path]:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()

@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import hydra
@@ -45,6 +47,7 @@ class Progress:
 
     def __init__(self, config: DictConfig, total: int) -> None:
         self.bar = tqdm(total=total, unit="frame", unit_scale=False, smoothing=0.05, dynamic_ncols=True)
+        self.begun = False
         self.run = None
         if config.wandb.enable:
             import wandb
@@ -57,11 +60,11 @@ class Progress:
             )
 
     def __call__(self, done: int, new: int) -> None:
-        if new == 0:
+        if not self.begun:
             # Frames of an earlier run are not this run's speed.
-            self.bar.initial = done
-        self.bar.n = done - new
-        self.bar.update(new)
+            self.bar.initial = self.bar.n = done
+            self.begun = True
+        self.bar.update(done - self.bar.n)
         if self.run is not None:
             self.run.log({"frames": done, "frames_per_s": self.bar.format_dict["rate"] or 0.0})
 
@@ -105,12 +108,24 @@ def run(config: DictConfig) -> None:
         sys.exit(
             f"lerobot-theia-precompute: the device is full at batch_size={config.batch_size}; halve it ({error})"
         )
+    except SystemExit:
+        if progress is None:
+            tqdm.write("stopped before any work; the same command begins it")
+        raise
     finally:
         if progress is not None:
             progress.close()
 
 
+def stop(number: int, frame: FrameType | None) -> None:
+    """End in order: what is finished stays, and `precompute` says how far it got. A second signal ends at once."""
+    signal.signal(number, signal.SIG_DFL)
+    raise SystemExit(128 + number)
+
+
 def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     run()
 
 

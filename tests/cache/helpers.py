@@ -60,8 +60,7 @@ def identities(cache: Path) -> dict[str, tuple[int, int]]:
 
 
 def strays(cache: Path) -> list[Path]:
-    """Files that are neither a shard nor the manifest."""
-    return [
-        path for path in cache.rglob("*") if path.is_file() and path.name != "manifest.json"
-        and path not in shards(cache)
-    ]  # fmt: skip
+    """Files that are neither a shard nor the manifest, nor, as long as there is none, what says the size of shards."""
+    manifest = cache / "manifest.json"
+    ours = {manifest, *shards(cache)} | (set() if manifest.exists() else {cache / ".shard-frames"})
+    return [path for path in cache.rglob("*") if path.is_file() and path not in ours]

@@ -3,7 +3,6 @@
 import errno
 import os
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,32 +108,26 @@ def test_leftovers_of_a_killed_writer_are_cleared_away(
     assert digests(cache.path) == digests(whole.path)
 
 
-def test_shards_of_an_interrupted_run_with_another_size_are_replaced(
+def test_an_unfinished_cache_keeps_the_shard_size_it_was_begun_with(
     video_dataset: Path, whole: FeatureCache, tmp_path: Path
 ) -> None:
     cache = copy_of(whole, tmp_path)
     (cache.path / "manifest.json").unlink()
-    report, _ = run(video_dataset, tmp_path / "caches", dtype="float32", cameras=(TOP,), shard_mib=4)
-    assert report.frames_encoded == 16
-    assert len(shards(cache.path)) == 1
-    assert FeatureCache.open(cache.path).verify() == []
+    shards(cache.path)[0].unlink()
+    report, said = run(video_dataset, tmp_path / "caches", dtype="float32", cameras=(TOP,), shard_mib=4)
+    assert (report.frames_kept, report.frames_encoded) == (10, 6)
+    assert "shards of 6 frames, not 27" in said
+    assert digests(cache.path) == digests(whole.path) and not strays(cache.path)
 
 
-def test_two_at_once_make_one_cache(video_dataset: Path, whole: FeatureCache, tmp_path: Path) -> None:
-    reports = []
-    # A lock belongs to an open file, so two threads exclude each other as two processes do.
-    threads = [
-        threading.Thread(
-            target=lambda: reports.append(run(video_dataset, tmp_path, dtype="float32", cameras=(TOP,))[0])
-        )
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(report.frames_encoded for report in reports) == [0, 16]
-    assert digests(reports[0].path) == digests(whole.path)
+def test_shards_that_are_not_of_this_cache_are_removed_from_it(
+    video_dataset: Path, whole: FeatureCache, tmp_path: Path
+) -> None:
+    cache = copy_of(whole, tmp_path)
+    (cache.path / "manifest.json").unlink()
+    (cache.path / TOP / "000009.safetensors").write_bytes(shards(cache.path)[0].read_bytes())
+    run(video_dataset, tmp_path / "caches", dtype="float32", cameras=(TOP,))
+    assert digests(cache.path) == digests(whole.path)
 
 
 def test_progress_reaches_the_end_and_the_plan_comes_first(video_dataset: Path, tmp_path: Path) -> None:
