@@ -1,0 +1,51 @@
+"""What the licences of corpora and teachers mean for the student."""
+
+import re
+from collections.abc import Mapping
+
+from lerobot_theia.distill.errors import DistillError
+
+OWN_LICENSE = "Apache-2.0"
+UNKNOWN = "unknown"
+
+_PERMISSIVE = (
+    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-3.0", "cc-by-2.0",
+    "cc-by-sa-4.0", "unlicense", "isc", "zlib", "public domain",
+)  # fmt: skip
+_FORBIDDING = re.compile(
+    r"non-?\s?commercial|\bnc\b|-nc(-|\b)|research[- ]only|research purposes|academic", re.I
+)
+
+ALLOWED, FORBIDDEN, UNCLEAR = "allowed", "forbidden", "unclear"
+
+
+def commercial_use(license: str) -> str:
+    """`allowed`, `forbidden` or `unclear`, by the words of a licence; what is not known is unclear."""
+    if _FORBIDDING.search(license):
+        return FORBIDDEN
+    words = license.lower().strip()
+    if any(words == known or words.startswith((f"{known} ", f"{known},")) for known in _PERMISSIVE):
+        return ALLOWED
+    return UNCLEAR
+
+
+def required(what: str, license: str | None) -> str:
+    """A licence that was stated. Raises DistillError if none was."""
+    if license is None or not license.strip():
+        raise DistillError(
+            f"{what} has no licence: state the one it comes under, `license: cc-by-nc-4.0` for example, or "
+            "`license: unknown`; the student's provenance says it"
+        )
+    return " ".join(license.split())
+
+
+def student_license(parts: Mapping[str, str]) -> tuple[str, str]:
+    """Licence of a student made from `parts` (what -> licence), in words, and whether it allows commercial use."""
+    verdicts = {what: commercial_use(license) for what, license in parts.items()}
+    for verdict, words in (
+        (FORBIDDEN, "non-commercial use only, because of"),
+        (UNCLEAR, "unknown; commercial use is yours to check, because of"),
+    ):
+        if causes := [f"{what} ({parts[what]})" for what, found in verdicts.items() if found == verdict]:
+            return f"{words} {'; '.join(causes)}", verdict
+    return OWN_LICENSE, ALLOWED

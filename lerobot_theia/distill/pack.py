@@ -1,0 +1,267 @@
+"""A source, read once and kept on disk in the size the student will see: uint8 frames and their truth, in shards.
+
+A shard holds a fixed stretch of the source's items, in a file that says what it was made from; so an
+interrupted packing resumes, and when files of a source change, only their shards are made again. There is no
+manifest: a packed source is whole when each of its shards is there and says so.
+"""
+
+import importlib.metadata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lerobot_theia.cache.files import remove_temporaries
+from lerobot_theia.distill.arrays import Arrays, arrays_sha256, write_arrays
+from lerobot_theia.distill.errors import DistillError, UnreadableError
+from lerobot_theia.distill.frames import Frame, Frames, Item
+from lerobot_theia.distill.hashing import digest_of
+from lerobot_theia.distill.lock import sole_writer
+from lerobot_theia.distill.sources.interface import Source
+from lerobot_theia.encoder.resize import resize
+
+FORMAT = "lerobot-theia-frames"
+FORMAT_VERSION = 1
+SHARD_ITEMS = 512
+SHOWN = 5
+"""Skipped images named in a message."""
+
+IMAGES, PIXEL_HASH = "images", "pixel_hash"
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image that was left out, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackSettings:
+    """How sources are packed.
+
+    Args:
+        root: folder of packed sources.
+        image_size: side in pixels to which images are squashed; smaller frames that are all alike stay as
+            they are, since they are squashed to the student's size later, exactly as in a rollout.
+        verify: read shards that are already there in full, against their checksums.
+    """
+
+    root: Path
+    image_size: int = 224
+    verify: bool = True
+
+
+class PackedSource:
+    """A source on disk: `frames` gathers any of its rows. Made by `pack`."""
+
+    def __init__(self, source: Source, items: Sequence[Item], shards: Sequence[Arrays], path: Path) -> None:
+        self.path = path
+        self.name, self.license, self.columns = source.name, source.license, source.columns
+        self.origin = source.origin
+        self.shards = tuple(shards)
+        self.ids = [id for shard in shards for id in shard.about["ids"]]
+        splits = {item.id: item.split for item in items}
+        self.splits = [splits[id] for id in self.ids]
+        self.skipped = [Skipped(*entry) for shard in shards for entry in shard.about["skipped"]]
+        self._ends = np.cumsum([len(shard.about["ids"]) for shard in shards])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def content_sha256(self) -> str:
+        """Of every image and its truth, in order."""
+        return digest_of([shard.sha256 for shard in self.shards])
+
+    def pixel_hashes(self) -> Iterator[bytes]:
+        for shard in self.shards:
+            for row in shard.all(PIXEL_HASH):
+                yield row.tobytes()
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """The shard of a row, and the row in it."""
+        shard = int(np.searchsorted(self._ends, row, side="right"))
+        return shard, row - int(self._ends[shard]) + len(self.shards[shard].about["ids"])
+
+    def frames(self, rows: Sequence[int]) -> Frames:
+        """The frames of some rows, in their order."""
+        places = [self.locate(row) for row in rows]
+        order = sorted(range(len(rows)), key=lambda i: places[i])
+        back = np.argsort(order)
+        gathered: dict[str, np.ndarray] = {}
+        for name in (IMAGES, *self.columns):
+            parts = []
+            for shard in dict.fromkeys(places[i][0] for i in order):
+                inside = [places[i][1] for i in order if places[i][0] == shard]
+                parts.append(self.shards[shard].rows(name, inside))
+            gathered[name] = np.concatenate(parts)[back]
+        images = torch.from_numpy(gathered.pop(IMAGES)).permute(0, 3, 1, 2)
+        return Frames(images, {name: torch.from_numpy(values) for name, values in gathered.items()})
+
+
+def pack(
+    source: Source,
+    settings: PackSettings,
+    allow_skipped: float,
+    progress: Progress | None = None,
+) -> PackedSource:
+    """Read a source that is not packed yet, or what has changed of it.
+
+    Args:
+        allow_skipped: stop when more than this share of the items cannot be read.
+        progress: called with the number of items that are newly packed, or were there.
+
+    Raises:
+        DistillError: naming the items, if too many cannot be read, or if a source has no items.
+    """
+    items = list(source.items())
+    check_items(source.name, items)
+    fingerprint = digest_of(
+        {
+            "format": [FORMAT, FORMAT_VERSION],
+            "source": dict(source.identity()),
+            "shape": source.shape,
+            "image_size": settings.image_size,
+            "columns": {name: [list(c.shape), c.dtype] for name, c in source.columns.items()},
+            "ids": digest_of([item.id for item in items]),
+        }
+    )
+    path = settings.root / f"{source.name}-{fingerprint[:12]}"
+    shards: list[Arrays] = []
+    skipped: list[Skipped] = []
+    limit = allow_skipped * len(items)
+    with sole_writer(path):
+        remove_temporaries(path)
+        for start in range(0, len(items), SHARD_ITEMS):
+            stop = min(start + SHARD_ITEMS, len(items))
+            key = {
+                "format": FORMAT,
+                "version": FORMAT_VERSION,
+                "fingerprint": fingerprint,
+                "start": start,
+                "stop": stop,
+                "stamp": source.stamp(start, stop),
+            }
+            file = path / f"{start // SHARD_ITEMS:06d}.safetensors"
+            shard = existing(file, key, settings.verify)
+            if shard is None:
+                try:
+                    write_shard(file, key, source, items[start:stop], start, settings.image_size)
+                except UnreadableError as error:
+                    raise DistillError(
+                        f"source {source.name!r}: {error}. What is packed is kept; mend it and resume"
+                    ) from error
+                shard = Arrays(file)
+            shards.append(shard)
+            skipped += [Skipped(*entry) for entry in shard.about["skipped"]]
+            if len(skipped) > limit:
+                raise too_many(source.name, skipped, len(items), allow_skipped)
+            if progress is not None:
+                progress(stop - start)
+    return PackedSource(source, items, shards, path)
+
+
+def check_items(name: str, items: Sequence[Item]) -> None:
+    if not items:
+        raise DistillError(f"source {name!r} has no images: check its path and settings")
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise DistillError(
+                f"source {name!r} lists {item.id!r} twice: each image must be listed once; remove one of the lines"
+            )
+        seen.add(item.id)
+
+
+def too_many(name: str, skipped: Sequence[Skipped], total: int, allowed: float) -> DistillError:
+    named = "; ".join(f"{entry.id}: {entry.reason}" for entry in skipped[:SHOWN])
+    more = f"; and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+    return DistillError(
+        f"{name}: {len(skipped)} of {total} images have to be left out, more than the allowed share of {allowed:g} "
+        f"(allow_skipped): {named}{more}. Mend or remove them, or allow more with "
+        f"allow_skipped={(len(skipped) + 1) / total:.2g}; what is packed is kept"
+    )
+
+
+def existing(file: Path, key: dict[str, Any], verify: bool) -> Arrays | None:
+    """The shard that is already there, if it is the one wanted and whole."""
+    if not file.is_file():
+        return None
+    try:
+        shard = Arrays(file)
+        if any(shard.about.get(name) != value for name, value in key.items()):
+            return None
+        if verify:
+            shard.verify()
+    except DistillError:
+        return None
+    return shard
+
+
+def write_shard(
+    file: Path, key: dict[str, Any], source: Source, items: Sequence[Item], start: int, image_size: int
+) -> None:
+    size = stored_size(source.shape, image_size)
+    images, hashes, ids, skipped = [], [], [], []
+    truth: dict[str, list[np.ndarray]] = {name: [] for name in source.columns}
+    results = source.read(start, start + len(items))
+    for item, result in zip(items, results, strict=True):
+        problem = result if isinstance(result, UnreadableError) else frame_problem(source, result)
+        if problem is not None:
+            skipped.append([item.id, str(problem)])
+            continue
+        assert isinstance(result, Frame)
+        image = squash(result.image, size)
+        images.append(image)
+        hashes.append(np.frombuffer(bytes.fromhex(arrays_sha256({"": image}))[:16], dtype=np.uint8))
+        ids.append(item.id)
+        for name in truth:
+            truth[name].append(np.asarray(result.truth[name], dtype=source.columns[name].dtype))
+    arrays = {
+        IMAGES: np.stack(images) if images else np.zeros((0, *size, 3), np.uint8),
+        PIXEL_HASH: np.stack(hashes) if hashes else np.zeros((0, 16), np.uint8),
+    }
+    for name, column in source.columns.items():
+        values = truth[name]
+        arrays[name] = np.stack(values) if values else np.zeros((0, *column.shape), column.dtype)
+    versions = {name: version_of(name) for name in source.origin.get("packages", ())}
+    write_arrays(file, arrays, key | {"ids": ids, "skipped": skipped, "made_with": versions})
+
+
+def stored_size(shape: tuple[int, int] | None, image_size: int) -> tuple[int, int]:
+    if shape is not None and max(shape) <= image_size:
+        return shape
+    return image_size, image_size
+
+
+def frame_problem(source: Source, frame: Frame) -> UnreadableError | None:
+    image = frame.image
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        return UnreadableError(f"{image.dtype} of shape {image.shape}, not a uint8 colour image")
+    if source.shape is not None and image.shape[:2] != source.shape:
+        return UnreadableError(f"{image.shape[0]}x{image.shape[1]} pixels, not {source.shape} as the others")
+    for name, column in source.columns.items():
+        values = np.asarray(frame.truth[name])
+        if values.shape != column.shape or not np.isfinite(values).all():
+            return UnreadableError(f"its {name} is of shape {values.shape}, or not finite")
+    return None
+
+
+def squash(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if image.shape[:2] == size:
+        return image
+    channel_first = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    return resize(channel_first, size[0])[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def version_of(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

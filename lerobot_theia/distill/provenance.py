@@ -1,0 +1,156 @@
+"""What a student was made from, by what, and how well: `provenance.json` beside its weights."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lerobot_theia.cache.files import publish
+from lerobot_theia.distill.corpus import Corpus
+from lerobot_theia.distill.frames import SPLITS
+from lerobot_theia.distill.lessons import Lesson, teaches
+from lerobot_theia.distill.licenses import commercial_use
+from lerobot_theia.distill.pack import PackedSource
+from lerobot_theia.distill.seeds import FIRST_EVALUATION_SEED
+from lerobot_theia.distill.student import Beginning
+from lerobot_theia.distill.training import Trained
+
+PROVENANCE_FILE = "provenance.json"
+FORMAT = "lerobot-theia-provenance"
+FORMAT_VERSION = 1
+_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy")
+
+
+def provenance(
+    *,
+    beginning: Beginning,
+    license: str,
+    commercial: str,
+    weights_sha256: str,
+    corpus: Corpus,
+    lessons: Sequence[Lesson],
+    settings: Mapping[str, Any],
+    trained: Trained,
+    command: Sequence[str],
+) -> dict[str, Any]:
+    student = beginning.student
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "name": student.spec.name,
+        "license": license,
+        "commercial_use": commercial,
+        "weights_sha256": weights_sha256,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": list(command),
+        "student": {
+            "hidden_size": student.spec.hidden_size,
+            "num_layers": student.spec.num_layers,
+            "num_heads": student.spec.num_heads,
+            "init": settings["student"]["init"],
+            "init_license": beginning.init_license,
+            "init_weights_sha256": beginning.init_sha256,
+            "heads_from_scratch": list(beginning.new_heads),
+        },
+        "corpus": corpus_manifest(corpus),
+        "teachers": [teacher_manifest(lesson, corpus) for lesson in lessons],
+        "settings": dict(settings),
+        "training": {
+            "steps": trained.steps,
+            "images": trained.images,
+            "seconds": round(trained.seconds, 1),
+            "sessions": trained.sessions,
+        },
+        "validation": {"first": trained.first.to_json(), "last": trained.last.to_json()},
+        "code": code_version(),
+        "environment": environment(),
+    }
+
+
+def corpus_manifest(corpus: Corpus) -> dict[str, Any]:
+    return {
+        "content_sha256": corpus.content_sha256,
+        "images": {split: len(corpus.indices[split]) for split in SPLITS},
+        "images_per_epoch": len(corpus.epoch),
+        "evaluation_seeds": f"{FIRST_EVALUATION_SEED} and up; no source used one",
+        "sources": [source_manifest(source) for source in corpus.sources],
+        "skipped": [asdict(skipped) for skipped in corpus.skipped],
+    }
+
+
+def source_manifest(source: PackedSource) -> dict[str, Any]:
+    return {
+        "name": source.name,
+        "license": source.license,
+        "commercial_use": commercial_use(source.license),
+        "images": len(source),
+        "splits": {split: source.splits.count(split) for split in SPLITS},
+        "content_sha256": source.content_sha256,
+        "shards": [shard.sha256 for shard in source.shards],
+        "made_with": source.shards[0].about["made_with"],
+        "origin": dict(source.origin),
+    }
+
+
+def teacher_manifest(lesson: Lesson, corpus: Corpus) -> dict[str, Any]:
+    teacher = lesson.teacher
+    return {
+        "name": teacher.name,
+        "license": teacher.license,
+        "commercial_use": commercial_use(teacher.license),
+        "feature_size": list(teacher.feature_size),
+        "weight": lesson.weight,
+        "features": "computed on the fly" if lesson.stored is None else "extracted, bfloat16",
+        "sources": [source.name for source in corpus.sources if teaches(teacher, source)],
+        **dict(teacher.origin),
+    }
+
+
+def code_version() -> dict[str, Any]:
+    """Version of this package, and the commit of its checkout if it runs from one."""
+    version: dict[str, Any] = {"lerobot_policy_theia": _version("lerobot_policy_theia")}
+    root = Path(__file__).resolve().parents[2]
+    if (root / ".git").exists():
+        version["commit"] = _git(root, "rev-parse", "HEAD")
+        version["uncommitted_changes"] = bool(
+            _git(root, "status", "--porcelain", "--", "lerobot_theia", "configs")
+        )
+    return version
+
+
+def environment() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "processor": platform.machine(),
+        "threads": str(torch.get_num_threads()),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        **{name: _version(name) for name in _PACKAGES},
+    }
+
+
+def write_provenance(folder: Path, value: Mapping[str, Any]) -> None:
+    publish(folder / PROVENANCE_FILE, [json.dumps(value, indent=2).encode() + b"\n"])
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()

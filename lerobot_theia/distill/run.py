@@ -1,0 +1,291 @@
+"""From settings to a student: corpus, teachers, training, result."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from lerobot_theia.cache.root import resolve_cache_root
+from lerobot_theia.distill.checkpoint import whole_checkpoints
+from lerobot_theia.distill.corpus import Corpus
+from lerobot_theia.distill.errors import DistillError
+from lerobot_theia.distill.features import StoredFeatures, extract
+from lerobot_theia.distill.frames import TRAIN, VALIDATION
+from lerobot_theia.distill.layout import (
+    STATISTICS_FILE,
+    read_statistics,
+    write_statistics,
+    write_student,
+)
+from lerobot_theia.distill.lessons import Lesson, check_coverage, sampled_standard, teaches
+from lerobot_theia.distill.licenses import student_license
+from lerobot_theia.distill.loss import Standard
+from lerobot_theia.distill.pack import PackedSource, PackSettings, pack
+from lerobot_theia.distill.provenance import provenance, write_provenance
+from lerobot_theia.distill.settings import DistillSettings, make_source, make_teacher, plain_values
+from lerobot_theia.distill.student import Beginning, make_student
+from lerobot_theia.distill.teachers.interface import Teacher
+from lerobot_theia.distill.training import Trained, Training, Watcher, make_accelerator
+from lerobot_theia.encoder.weights_hash import weights_sha256
+
+RESULT = "student"
+SHIPPED = "shipped"
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how many images are newly done, and of how many."""
+
+
+def distill(
+    settings: DistillSettings,
+    watcher: Watcher | None = None,
+    progress: Progress | None = None,
+    command: Sequence[str] = (),
+) -> Path | None:
+    """Run a distillation.
+
+    Args:
+        watcher: told of training.
+        progress: told of packing and extracting.
+        command: what was typed.
+
+    Returns:
+        The folder of the result; None if `settings.until` stopped before.
+
+    Raises:
+        DistillError: naming the item and the remedy; `resume=true` goes on where the run stopped.
+    """
+    watcher = watcher or Watcher()
+    output_dir = settings.output_dir
+    begun = bool(whole_checkpoints(output_dir))
+    if begun and not settings.resume and settings.until is None:
+        raise DistillError(
+            f"{output_dir} already holds a run: go on with it with resume=true, or choose another output_dir"
+        )
+    taught = [make_teacher(key, values) for key, values in settings.teachers.items()]
+    teachers = [teacher for teacher, _, _ in taught]
+    check_names(teachers)
+    root = resolve_cache_root(settings.cache_root) / "distill"
+    corpus = pack_corpus(settings, root, progress, watcher)
+    if settings.until == "corpus":
+        return None
+    check_coverage(corpus, teachers)
+    partial = any(not teaches(teacher, source) for teacher in teachers for source in corpus.sources)
+    accelerator = make_accelerator(settings.device, partial)
+    stored = extract_features(settings, root, corpus, taught, accelerator, progress)
+    if settings.until == "features":
+        return None
+
+    parts = {f"source {source.name}": source.license for source in corpus.sources}
+    parts |= {f"teacher {teacher.name}": teacher.license for teacher in teachers}
+    beginning = make_student(
+        settings.student,
+        {teacher.name: teacher.feature_size for teacher in teachers},
+        license="",
+        seed=settings.training.seed,
+    )
+    if beginning.init_license is not None:
+        parts["the initial weights"] = beginning.init_license
+    license, commercial = student_license(parts)
+    beginning.student.spec = replace(beginning.student.spec, license=license)
+    standards = statistics(output_dir if begun else None, corpus, teachers, stored, accelerator)
+    lessons = [
+        Lesson(teacher, weight, stored.get(teacher.name), standards[teacher.name])
+        for teacher, weight, _ in taught
+    ]
+    training = Training(
+        settings.training,
+        beginning.student,
+        corpus,
+        lessons,
+        output_dir,
+        run_identity(settings, corpus, teachers, beginning),
+        accelerator,
+        watcher,
+    )
+    watcher.say(describe(corpus, lessons, beginning, training, commercial))
+    if settings.resume and not training.resume():
+        watcher.say(f"no checkpoint in {output_dir} yet: beginning at step 0")
+    if accelerator.is_main_process:
+        write_statistics(output_dir, standards)  # a resumed run trains towards the same targets
+    trained = training.train()
+    result = output_dir / RESULT
+    if accelerator.is_main_process:
+        write_result(result, settings, beginning, license, commercial, corpus, lessons, trained, command)
+    accelerator.wait_for_everyone()
+    return result
+
+
+def pack_corpus(settings: DistillSettings, root: Path, progress: Progress | None, watcher: Watcher) -> Corpus:
+    if not settings.corpus.sources:
+        raise DistillError("the corpus has no source: choose one with `corpus=...`")
+    sources = [make_source(name, values) for name, values in settings.corpus.sources.items()]
+    pack_settings = PackSettings(
+        root=root / "frames", image_size=settings.corpus.image_size, verify=settings.verify
+    )
+    packed: list[PackedSource] = []
+    for source in sources:
+        total = len(source.items())
+
+        def advance(new: int, what: str = source.name, total: int = total) -> None:
+            if progress is not None:
+                progress(f"pack {what}", new, total)
+
+        packed.append(pack(source, pack_settings, settings.corpus.allow_skipped, advance))
+    corpus = Corpus(
+        packed, settings.corpus.repeat, settings.corpus.allow_skipped, settings.corpus.check_duplicates
+    )
+    for skipped in corpus.skipped:
+        watcher.say(f"left out: {skipped.id}: {skipped.reason}")
+    return corpus
+
+
+def extract_features(
+    settings: DistillSettings,
+    root: Path,
+    corpus: Corpus,
+    taught: Sequence[tuple[Teacher, float, bool]],
+    accelerator: Accelerator,
+    progress: Progress | None,
+) -> dict[str, StoredFeatures]:
+    """Teachers one after the other, so that only one large model is on the device at a time."""
+    stored = {}
+    for teacher, _, extracted in taught:
+        if not extracted:
+            teacher.to(accelerator.device)
+            continue
+        sources = [source for source in corpus.sources if teaches(teacher, source)]
+        total = sum(len(source) for source in sources)
+
+        def advance(new: int, what: str = teacher.name, total: int = total) -> None:
+            if progress is not None:
+                progress(f"extract {what}", new, total)
+
+        teacher.to(accelerator.device)
+        stored[teacher.name] = extract(
+            teacher,
+            sources,
+            root / "features",
+            device=accelerator.device,
+            batch_size=settings.feature_batch_size,
+            verify=settings.verify,
+            progress=advance,
+        )
+        teacher.to(torch.device("cpu"))
+    return stored
+
+
+def statistics(
+    begun_in: Path | None,
+    corpus: Corpus,
+    teachers: Sequence[Teacher],
+    stored: dict[str, StoredFeatures],
+    accelerator: Accelerator,
+) -> dict[str, Standard]:
+    """Per-channel statistics: of a run already begun as they were, else from what is extracted or a sample."""
+    known = {}
+    if begun_in is not None and (begun_in / STATISTICS_FILE).is_file():
+        known = read_statistics(begun_in)
+    standards = {}
+    for teacher in teachers:
+        if teacher.name in known:
+            standards[teacher.name] = known[teacher.name]
+        elif teacher.name in stored:
+            standards[teacher.name] = stored[teacher.name].standard()
+        else:
+            standards[teacher.name] = sampled_standard(teacher, corpus, accelerator.device)
+    return standards
+
+
+def check_names(teachers: Sequence[Teacher]) -> None:
+    names = [teacher.name for teacher in teachers]
+    for name in names:
+        if names.count(name) > 1:
+            raise DistillError(
+                f"two teachers are called {name!r}: give one of them another `name`, since it names a head of the student"
+            )
+
+
+def run_identity(
+    settings: DistillSettings, corpus: Corpus, teachers: Sequence[Teacher], beginning: Beginning
+) -> dict[str, Any]:
+    """What must be the same in all sessions of a run. Learning rate and number of steps may change."""
+    spec = beginning.student.spec
+    return {
+        "teachers": {
+            teacher.name: {"feature_size": list(teacher.feature_size), **dict(teacher.identity())}
+            for teacher in teachers
+        },
+        "student": {
+            "hidden_size": spec.hidden_size,
+            "num_layers": spec.num_layers,
+            "train_blocks": settings.training.train_blocks,
+            "init_weights_sha256": beginning.init_sha256,
+        },
+        "corpus": corpus.content_sha256,
+        "images_per_epoch": len(corpus.epoch),
+        "batch_size": settings.training.batch_size,
+        "seed": settings.training.seed,
+    }
+
+
+def write_result(
+    result: Path,
+    settings: DistillSettings,
+    beginning: Beginning,
+    license: str,
+    commercial: str,
+    corpus: Corpus,
+    lessons: Sequence[Lesson],
+    trained: Trained,
+    command: Sequence[str],
+) -> None:
+    student = beginning.student
+    standards = {lesson.teacher.name: lesson.standard for lesson in lessons}
+
+    def provenance_of(sha256: str) -> dict[str, Any]:
+        return provenance(
+            beginning=beginning,
+            license=license,
+            commercial=commercial,
+            weights_sha256=sha256,
+            corpus=corpus,
+            lessons=lessons,
+            settings=plain_values(settings),
+            trained=trained,
+            command=command,
+        )
+
+    write_statistics(result, standards)
+    write_student(result, student)
+    write_provenance(result, provenance_of(weights_sha256(student)))
+    if settings.export.shipped:
+        shipped = settings.output_dir / SHIPPED
+        write_student(shipped, student, dtype=torch.float16, translators=False)
+        rounded = {name: tensor.half().float() for name, tensor in student.state_dict().items()}
+        student.load_state_dict(rounded)  # the hash is that of the weights as they ship
+        write_provenance(shipped, provenance_of(weights_sha256(student)))
+
+
+def describe(
+    corpus: Corpus, lessons: Sequence[Lesson], beginning: Beginning, training: Training, commercial: str
+) -> str:
+    """What is about to happen, in a few lines."""
+    spec = beginning.student.spec
+    sources = ", ".join(f"{source.name} ({len(source):,})" for source in corpus.sources)
+    teachers = ", ".join(f"{lesson.teacher.name} {lesson.teacher.feature_size}" for lesson in lessons)
+    warning = "" if commercial == "allowed" else f"\nlicence of the result: {spec.license}"
+    return (
+        f"student {spec.name}: {spec.num_layers} layers of {spec.hidden_size}\n"
+        f"images {len(corpus.indices[TRAIN]):,} to train, {len(corpus.indices[VALIDATION]):,} held out: {sources}\n"
+        f"teachers {teachers}\n"
+        f"steps {training.steps:,} of {training.settings.batch_size} images "
+        f"({training.steps / training.order.steps_per_epoch:.1f} epochs)" + warning
+    )
+
+
+def command_line() -> list[str]:
+    """What was typed, without the path of the program."""
+    return ["lerobot-theia-distill", *sys.argv[1:]]

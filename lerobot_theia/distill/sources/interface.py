@@ -1,0 +1,72 @@
+"""What a source of images is: a list of items with stable ids, and a way to read any stretch of it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from lerobot_theia.distill.errors import UnreadableError
+from lerobot_theia.distill.frames import Frame, Item
+from lerobot_theia.distill.hashing import digest_of
+
+
+@dataclass(frozen=True)
+class Column:
+    """Shape (of one image) and type of something a simulator knows."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Source(Protocol):
+    """Images from one place, in a fixed order.
+
+    Making one must be cheap and checks the settings; reading happens in `read`.
+    """
+
+    name: str
+    """Names the source in ids, folders and messages."""
+    license: str
+    """Of the images, in words or as an SPDX identifier."""
+    shape: tuple[int, int] | None
+    """(height, width) of all images; None if they differ."""
+    columns: Mapping[str, Column]
+    """What is known of each image beside its pixels."""
+    origin: Mapping[str, Any]
+    """Where the images come from, for the provenance file."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """Settings that decide which images these are, but for the list of ids."""
+        ...
+
+    def items(self) -> Sequence[Item]: ...
+
+    def stamp(self, start: int, stop: int) -> str:
+        """Differs when what items start..stop are read from has changed. Looks at files, does not read them."""
+        ...
+
+    def read(self, start: int, stop: int) -> Iterator[Frame | UnreadableError]:
+        """Items start..stop in order, one result for each."""
+        ...
+
+
+def stamp_of_files(paths: Sequence[Path]) -> str:
+    """Names, sizes and modification times; a missing file is part of it, and found when it is read."""
+    seen = []
+    for path in dict.fromkeys(paths):
+        try:
+            status = path.stat()
+            seen.append([path.name, status.st_size, status.st_mtime_ns])
+        except OSError:
+            seen.append([path.name, -1, -1])
+    return digest_of(seen)
+
+
+def as_rgb(image: Any, what: str) -> np.ndarray:
+    """(H, W, 3) uint8 of what PIL opened. Raises UnreadableError for anything that is no picture."""
+    array = np.asarray(image.convert("RGB"))
+    if array.ndim != 3 or 0 in array.shape:
+        raise UnreadableError(f"{what}: an image of shape {array.shape}")
+    return array

@@ -1,0 +1,430 @@
+"""The training loop: one or several processes, bfloat16 or float32, resumed exactly."""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from lerobot_theia.cache.files import publish
+from lerobot_theia.distill.ahead import read_ahead
+from lerobot_theia.distill.augment import recolour
+from lerobot_theia.distill.checkpoint import (
+    Position,
+    load_checkpoint,
+    newest_position,
+    save_checkpoint,
+)
+from lerobot_theia.distill.corpus import Corpus, Order
+from lerobot_theia.distill.errors import DistillError
+from lerobot_theia.distill.frames import VALIDATION
+from lerobot_theia.distill.lessons import Batch, Lesson, read_batch, targets
+from lerobot_theia.distill.loss import TeacherLoss, batch_loss, teacher_loss
+from lerobot_theia.distill.pictures import draw_pictures
+from lerobot_theia.distill.schedule import LearningRate, Resolution, Stage
+from lerobot_theia.distill.student import Student
+from lerobot_theia.distill.validate import Score, TeacherScore, validate
+from lerobot_theia.encoder.names import IMAGE_SIZE
+
+METRICS_FILE = "metrics.jsonl"
+PICTURES_FOLDER = "pictures"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How a student is trained; the defaults are the published ones.
+
+    Args:
+        steps: optimiser steps; or give `epochs`.
+        epochs: passes over the corpus; or give `steps`.
+        train_blocks: train the last so many blocks, the final norm and the heads only; None trains all.
+        batch_size: images per step, over all processes.
+        learning_rate: after the warm-up. Published: 5e-4 for 128 images.
+        betas, weight_decay: of AdamW; parameters of one dimension and biases do not decay.
+        schedule: `constant` or `cosine`.
+        warmup: share of the steps.
+        stages: resolutions one after the other; see `schedule.Stage`.
+        clip_norm: of the gradient; None does not clip.
+        bf16: run the forward pass in bfloat16 (autocast); weights and losses stay float32.
+        recolour: strength of the augmentation; 0 is none.
+        seed: of weights, order of images and augmentation.
+        log_every, validate_every, checkpoint_every: in steps.
+        validation_images: at most so many held-out images, evenly chosen.
+        pictures: images drawn at each validation.
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    train_blocks: int | None = None
+    batch_size: int = 128
+    learning_rate: float = 5e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    schedule: str = "constant"
+    warmup: float = 0.1
+    stages: tuple[Stage, ...] = (Stage(size=IMAGE_SIZE, share=1.0),)
+    clip_norm: float | None = None
+    bf16: bool = False
+    recolour: float = 0.0
+    seed: int = 0
+    log_every: int = 50
+    validate_every: int = 1000
+    checkpoint_every: int = 1000
+    validation_images: int = 1024
+    pictures: int = 6
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise DistillError(
+                f"training.steps is {self.steps}, training.epochs {self.epochs}: give one of them"
+            )
+        for name in ("steps", "epochs", "batch_size", "log_every", "validate_every", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise DistillError(f"training.{name} is {value}, must be above 0")
+        if not self.stages:
+            raise DistillError("training.stages is empty: give at least one, `[{size: 224, share: 1}]`")
+        if not 0 <= self.recolour < 1:
+            raise DistillError(f"training.recolour is {self.recolour}, must be from 0 up to 1")
+
+    def total_steps(self, steps_per_epoch: float) -> int:
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, math.ceil(self.epochs * steps_per_epoch))
+
+
+@dataclass
+class Tally:
+    """Sums of losses since the last line of the log."""
+
+    steps: int = 0
+    images: int = 0
+    loss: float = 0.0
+    teachers: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, loss: float, batch_size: int, losses: Mapping[str, tuple[float, float]]) -> None:
+        self.steps += 1
+        self.images += batch_size
+        self.loss += loss
+        for name, (cosine, smooth_l1) in losses.items():
+            sums = self.teachers.setdefault(name, [0.0, 0.0, 0.0])
+            for i, value in enumerate((cosine, smooth_l1, 1.0)):
+                sums[i] += value
+
+    def means(self) -> dict[str, Any]:
+        return {
+            "loss": self.loss / self.steps,
+            "teachers": {
+                name: {"cosine": cosine / steps, "smooth_l1": smooth_l1 / steps}
+                for name, (cosine, smooth_l1, steps) in self.teachers.items()
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a training ended."""
+
+    steps: int
+    images: int
+    seconds: float
+    sessions: int
+    first: Score
+    last: Score
+
+
+class Watcher:
+    """Told what happens; does nothing. `scripts.distill` shows a bar and writes to wandb."""
+
+    def begin(self, done: int, total: int) -> None:
+        """Images seen by earlier sessions, images in all."""
+
+    def advance(self, images: int) -> None: ...
+
+    def log(self, line: Mapping[str, Any]) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def picture(self, step: int, path: Path) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Training:
+    """A student, its lessons, and the steps between.
+
+    Args:
+        run: what must be the same when the run is resumed: names of settings and values.
+    """
+
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        student: Student,
+        corpus: Corpus,
+        lessons: Sequence[Lesson],
+        output_dir: Path,
+        run: Mapping[str, Any],
+        accelerator: Accelerator,
+        watcher: Watcher,
+    ) -> None:
+        self.settings, self.corpus, self.lessons = settings, corpus, list(lessons)
+        self.output_dir, self.accelerator, self.watcher = output_dir, accelerator, watcher
+        self.run = dict(run)
+        if settings.batch_size % accelerator.num_processes:
+            raise DistillError(
+                f"training.batch_size {settings.batch_size} cannot be shared out evenly among "
+                f"{accelerator.num_processes} processes"
+            )
+        self.order = Order(corpus.epoch, settings.batch_size, settings.seed)
+        self.steps = settings.total_steps(self.order.steps_per_epoch)
+        self.resolution = Resolution(settings.stages, self.steps)
+        self.rate = LearningRate(
+            peak=settings.learning_rate, steps=self.steps, schedule=settings.schedule, warmup=settings.warmup
+        )
+        self.weights = {lesson.teacher.name: lesson.weight for lesson in lessons}
+        held_out = corpus.indices[VALIDATION]
+        every = max(1, len(held_out) // settings.validation_images)
+        self.held_out = [int(index) for index in held_out[::every][: settings.validation_images]]
+        self.student = student
+        student.to(accelerator.device)
+        if settings.train_blocks is not None:
+            student.train_last(settings.train_blocks)
+        self.optimizer = make_optimizer(student, settings)
+        self.position = Position(0, 0.0, 0, self.run)
+        self.first: Score | None = None
+
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint, if there is one. Raises DistillError if it is of another run."""
+        newest = newest_position(self.output_dir)
+        if newest is None:
+            return False
+        folder, position = newest
+        check_same_run(folder, position.run, self.run)
+        load_checkpoint(folder, self.student, self.optimizer)
+        self.position = position
+        return True
+
+    def train(self) -> Trained:
+        """Train to the end."""
+        settings, main = self.settings, self.accelerator.is_main_process
+        step = self.position.step
+        began = time.perf_counter()
+        earlier, sessions = self.position.seconds, self.position.sessions + 1
+        log = MetricsLog(self.output_dir / METRICS_FILE, step, main)
+        several = self.accelerator.num_processes > 1
+        model: nn.Module = self.accelerator.prepare(self.student) if several else self.student
+        self.watcher.begin(step * settings.batch_size, self.steps * settings.batch_size)
+        last = None
+        if step == 0:
+            last = self.first = self.score(0, log)
+        else:
+            self.first = log.first_score()
+        tally, tally_began = Tally(), time.perf_counter()
+        with closing(read_ahead(self.read, range(step, self.steps))) as batches:
+            for batch in batches:
+                size, rate = self.resolution.at(step), self.rate.at(step)
+                loss, losses = self.take_step(model, batch, step, size, rate)
+                step += 1
+                tally.add(loss, settings.batch_size, losses)
+                self.watcher.advance(settings.batch_size)
+                checkpoint = step % settings.checkpoint_every == 0 or step == self.steps
+                if step % settings.log_every == 0 or checkpoint:
+                    seconds = time.perf_counter() - tally_began
+                    line = {"step": step, "images": step * settings.batch_size, "size": size, "rate": rate}
+                    line |= tally.means() | {"images_per_s": tally.images / seconds}
+                    log.write(line)
+                    self.watcher.log(line)
+                    tally, tally_began = Tally(), time.perf_counter()
+                if step % settings.validate_every == 0 or step == self.steps:
+                    last = self.score(step, log)
+                if checkpoint:
+                    spent = earlier + time.perf_counter() - began
+                    self.position = Position(step, spent, sessions, self.run)
+                    if main:
+                        save_checkpoint(self.output_dir, self.student, self.optimizer, self.position)
+                    self.accelerator.wait_for_everyone()
+        if last is None:
+            last = self.score(step, log)
+        self.watcher.end()
+        return Trained(
+            steps=step,
+            images=step * settings.batch_size,
+            seconds=self.position.seconds,
+            sessions=self.position.sessions,
+            first=self.first or last,
+            last=last,
+        )
+
+    def read(self, step: int) -> Batch:
+        """This process's share of a step's images."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        indices = self.order.batch(step)[rank::processes]
+        return read_batch(self.corpus, self.lessons, [int(index) for index in indices])
+
+    def take_step(
+        self, model: nn.Module, batch: Batch, step: int, size: int, rate: float
+    ) -> tuple[float, dict[str, tuple[float, float]]]:
+        """One optimiser step; returns the loss and each teacher's (cosine, SmoothL1), means of this process."""
+        device, settings = self.accelerator.device, self.settings
+        wanted = targets(batch, self.lessons, self.corpus, device)
+        seed = settings.seed * self.accelerator.num_processes + self.accelerator.process_index
+        images = recolour(batch.images(size, device), settings.recolour, seed, step)
+        rows = {name: target.rows for name, target in wanted.items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
+            predicted: dict[str, Tensor] = model(images, rows, size)
+        losses = {
+            name: teacher_loss(predicted[name], target.features, target.rows)
+            for name, target in wanted.items()
+        }
+        loss = batch_loss(losses, self.weights, len(batch))
+        self.check_finite(loss, losses, batch, step)
+        self.accelerator.backward(loss)
+        if settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.student.parameters(), settings.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item(), {
+            name: (found.cosine.mean().item(), found.smooth_l1.mean().item())
+            for name, found in losses.items()
+        }
+
+    def check_finite(self, loss: Tensor, losses: Mapping[str, TeacherLoss], batch: Batch, step: int) -> None:
+        if torch.isfinite(loss):
+            return
+        blamed = [name for name, found in losses.items() if not torch.isfinite(found.total).all()]
+        images = [self.corpus.id(index) for index in batch.indices[:3]]
+        kept = newest_position(self.output_dir) if self.accelerator.is_main_process else None
+        since = f"step {kept[1].step}" if kept else "the beginning"
+        raise DistillError(
+            f"the loss of step {step} is {loss.item()} (teachers {blamed}; images {', '.join(images)}, ...). Nothing of "
+            f"this step was kept. Resume from {since} with a lower training.learning_rate, or with "
+            f"training.clip_norm=1.0{', or without bf16' if self.settings.bf16 else ''}"
+        )
+
+    def score(self, step: int, log: "MetricsLog") -> Score:
+        """Validate, log and draw."""
+        size = self.resolution.at(min(step, self.steps - 1))
+        settings = self.settings
+        score = validate(
+            self.student,
+            self.corpus,
+            self.lessons,
+            self.held_out,
+            size=size,
+            batch_size=max(1, settings.batch_size // self.accelerator.num_processes),
+            bf16=settings.bf16,
+            accelerator=self.accelerator,
+        )
+        line = {"step": step, "validation": score.to_json()}
+        log.write(line)
+        self.watcher.log(line)
+        if self.accelerator.is_main_process and settings.pictures:
+            every = max(1, len(self.held_out) // settings.pictures)
+            path = self.output_dir / PICTURES_FOLDER / f"{step:08d}.png"
+            chosen = self.held_out[::every][: settings.pictures]
+            draw_pictures(
+                path, self.student, self.corpus, self.lessons, chosen, size, self.accelerator.device
+            )
+            self.watcher.picture(step, path)
+        return score
+
+
+class MetricsLog:
+    """One JSON object per line; resuming drops the lines of steps that will be taken again."""
+
+    def __init__(self, path: Path, step: int, write: bool) -> None:
+        self.path, self._write = path, write
+        self.lines: list[dict[str, Any]] = []
+        if path.is_file():
+            for text in path.read_text().splitlines():
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    break  # cut off in the middle of a line
+                if line["step"] <= step and step > 0:
+                    self.lines.append(line)
+        if write:
+            publish(path, [(json.dumps(line) + "\n").encode() for line in self.lines])
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        self.lines.append(dict(line))
+        if self._write:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def first_score(self) -> Score | None:
+        for line in self.lines:
+            if "validation" in line:
+                return score_of(line["validation"])
+        return None
+
+
+def score_of(found: Mapping[str, Any]) -> Score:
+    teachers = {name: TeacherScore(**score) for name, score in found["teachers"].items()}
+    return Score(found["loss"], found["size"], found["images"], teachers)
+
+
+def make_optimizer(student: Student, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """AdamW over what trains; no decay for parameters of one dimension and biases, as published."""
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad:
+            (plain if parameter.ndim <= 1 or name.endswith(".bias") else decay).append(parameter)
+    groups = [
+        {"params": decay, "weight_decay": settings.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.learning_rate,
+        betas=(settings.betas[0], settings.betas[1]),
+        fused=True,
+    )
+
+
+def check_same_run(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise unless a checkpoint is of the run that is configured."""
+    for name, value in wanted.items():
+        before = found.get(name)
+        if before == value:
+            continue
+        if name == "teachers" and isinstance(before, dict) and isinstance(value, dict):
+            raise DistillError(
+                f"checkpoint {folder} was made with the teachers {sorted(before)}, configured are {sorted(value)}"
+                f"{_differing(before, value)}: resume with its teachers, or begin anew in another output_dir, with "
+                f"student.init={folder}"
+            )
+        raise DistillError(
+            f"checkpoint {folder} was made with {name}={before}, configured is {value}: resume with the settings it was "
+            "begun with, or begin anew in another output_dir"
+        )
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    names = [name for name in sorted(before.keys() & now.keys()) if before[name] != now[name]]
+    return f" (in another form: {', '.join(names)})" if names else ""
+
+
+def make_accelerator(device: str | None, partial: bool) -> Accelerator:
+    """Processes as `accelerate launch` started them, else this one.
+
+    Args:
+        partial: some teachers teach some images only, so that a process may miss a head in a step.
+    """
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if partial else []
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DistillError("device=cuda, but this machine has no CUDA device that torch can use; device=cpu")
+    return Accelerator(cpu=device == "cpu" or not torch.cuda.is_available(), kwargs_handlers=handlers)

@@ -1,0 +1,153 @@
+"""`lerobot-theia-distill`: make a Theia from teachers and images (settings: configs/distill)."""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from tqdm import tqdm
+
+from lerobot_theia.distill.training import Watcher
+from lerobot_theia.scripts.configs import config_folder
+
+
+class Show(Watcher):
+    """A bar with images/s and time left, the losses beside it, and everything to wandb if asked."""
+
+    def __init__(self, config: DictConfig, main: bool) -> None:
+        self.main = main
+        self.bar: tqdm | None = None
+        self.run: Any = None
+        if main and config.wandb.enable:
+            import wandb
+
+            self.run = wandb.init(
+                project=config.wandb.project,
+                mode=config.wandb.mode,
+                job_type="distill",
+                config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+            )
+
+    def begin(self, done: int, total: int) -> None:
+        if self.main:
+            self.bar = tqdm(
+                initial=done, total=total, unit="image", smoothing=0.05, dynamic_ncols=True, desc="train"
+            )
+
+    def advance(self, images: int) -> None:
+        if self.bar is not None:
+            self.bar.update(images)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        if not self.main:
+            return
+        if "validation" in line:
+            score = line["validation"]
+            teachers = ", ".join(f"{name} {found['cosine']:.4f}" for name, found in score["teachers"].items())
+            self.say(f"step {line['step']}: validation loss {score['loss']:.4f} (cosine: {teachers})")
+        elif self.bar is not None:
+            self.bar.set_postfix_str(f"{line['size']} px, loss {line['loss']:.4f}", refresh=False)
+        if self.run is not None:
+            self.run.log(flat(line), step=line["step"])
+
+    def picture(self, step: int, path: Path) -> None:
+        if self.run is not None:
+            import wandb
+
+            self.run.log({"pictures": wandb.Image(str(path))}, step=step)
+
+    def say(self, text: str) -> None:
+        if self.main:
+            tqdm.write(text)
+
+    def end(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        self.bar = None
+
+    def close(self) -> None:
+        self.end()
+        if self.run is not None:
+            self.run.finish()
+
+
+class Steps:
+    """One bar after the other for packing and extracting."""
+
+    def __init__(self, main: bool) -> None:
+        self.main = main
+        self.what = ""
+        self.bar: tqdm | None = None
+
+    def __call__(self, what: str, new: int, total: int) -> None:
+        if not self.main:
+            return
+        if what != self.what:
+            self.close()
+            self.what, self.bar = what, tqdm(total=total, unit="image", desc=what, dynamic_ncols=True)
+        assert self.bar is not None
+        self.bar.update(new)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested numbers under names with slashes, as wandb groups them."""
+    found: dict[str, float] = {}
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            found[prefix + name] = value
+    return found
+
+
+def settings_of(config: DictConfig) -> dict[str, Any]:
+    fields = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(fields, dict)
+    fields.pop("wandb")
+    return {str(name): value for name, value in fields.items()}
+
+
+@hydra.main(version_base="1.3", config_path=f"{config_folder()}/distill", config_name="distill")
+def run(config: DictConfig) -> None:
+    from lerobot_theia.cache.errors import CacheError
+    from lerobot_theia.distill.errors import DistillError
+    from lerobot_theia.distill.run import command_line, distill
+    from lerobot_theia.distill.settings import settings_from
+
+    main = os.environ.get("RANK", "0") == "0"  # set by `accelerate launch`
+    show, steps = Show(config, main), Steps(main)
+    try:
+        result = distill(settings_from(settings_of(config)), show, steps, command_line())
+        if result is not None:
+            show.say(f"student: {result}")
+    except (DistillError, CacheError, ValueError, OSError, OmegaConfBaseException) as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        logging.getLogger(__name__).debug("details", exc_info=True)
+        sys.exit(f"lerobot-theia-distill: {error}")
+    except torch.OutOfMemoryError as error:
+        sys.exit(
+            "lerobot-theia-distill: the device is full; halve training.batch_size (and its learning rate), or "
+            f"feature_batch_size ({error})"
+        )
+    finally:
+        steps.close()
+        show.close()
+
+
+def main() -> None:
+    run()
+
+
+if __name__ == "__main__":
+    main()
