@@ -1,12 +1,17 @@
 """Both policies in a rollout: a frame is encoded at most once, and only if an action is planned from it."""
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Dict
 from lerobot.common.control_utils import predict_action
 from lerobot.policies.factory import make_pre_post_processors
+from lerobot.processor import DataProcessorPipeline
+from lerobot.scripts.lerobot_eval import rollout
 from lerobot.utils.constants import ACTION, OBS_IMAGES
 
+from lerobot_theia.policies.common import features
 from tests.policies.conftest import (
     POLICIES,
     TWO_CAMERAS,
@@ -48,6 +53,83 @@ def test_all_cameras_go_through_the_encoder_in_one_call(kind, count_encoded):
     policy.reset()
     policy.select_action(observation(policy, size=2))
     assert count_encoded() == [4]
+
+
+@pytest.mark.parametrize(
+    ("n_action_steps", "calls"),
+    [
+        # Two cameras, three environments. The first plan sees one observation twice, and encodes it once.
+        (1, [6] * 8),  # each later plan sees one that it has seen before
+        (2, [6, 12, 12, 12]),  # and one that was never planned from, but is in the window now
+        (4, [6, 12]),  # while those out of the window are not encoded at all
+    ],
+)
+def test_diffusion_encodes_in_one_call_what_a_plan_has_not_seen(n_action_steps, calls, count_encoded):
+    policy = make_policy("theia_diffusion", TWO_CAMERAS, n_obs_steps=2, n_action_steps=n_action_steps)
+    policy.reset()
+    for step in range(8):
+        policy.select_action(observation(policy, size=3, seed=step))
+    assert count_encoded() == calls
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_frames_that_no_action_is_planned_from_are_not_even_resized(kind, monkeypatch):
+    resized = []
+    preprocess = features.preprocess
+    monkeypatch.setattr(
+        features,
+        "preprocess",
+        lambda images, *rest: resized.append(images.shape) or preprocess(images, *rest),
+    )
+    policy = make_policy(kind, n_action_steps=4)
+    policy.reset()
+    for step in range(4):
+        policy.select_action(observation(policy, size=3, seed=step))
+    assert resized == [(3, 3, 96, 96)]
+
+
+class Room(gymnasium.Env):
+    """Two cameras in a simulator, as LeRobot's environments show them: uint8 (H, W, 3). Lasts eight steps."""
+
+    metadata = {"render_fps": 10}  # noqa: RUF012
+    _max_episode_steps = 8
+    task = task_description = "look around"
+    observation_space = Dict(
+        {
+            "pixels": Dict(
+                {
+                    name.removeprefix("observation.images."): Box(0, 255, (*size, 3), np.uint8)
+                    for name, size in TWO_CAMERAS.items()
+                }
+            ),
+            "agent_pos": Box(-1, 1, (3,), np.float32),
+        }
+    )
+    action_space = Box(-np.inf, np.inf, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.observation_space.sample(), 0.0, False, self.steps == self._max_episode_steps, {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "calls"), [("theia_act", [6, 6]), ("theia_diffusion", [6, 12])], ids=POLICIES
+)
+def test_lerobot_evals_loop_makes_one_encoder_call_per_plan(kind, calls, count_encoded):
+    """For all cameras of all parallel environments: two of three each, eight steps, a plan every four."""
+    policy = make_policy(kind, TWO_CAMERAS, n_action_steps=4)
+    processors = make_pre_post_processors(policy.config, dataset_stats={})
+    pass_on = DataProcessorPipeline(steps=[])
+    environments = gymnasium.vector.SyncVectorEnv([Room] * 3)
+    done = rollout(environments, policy, pass_on, pass_on, *processors, seeds=[1, 2, 3])
+    assert done["action"].shape == (3, 8, 2)
+    assert count_encoded() == calls
 
 
 def test_diffusion_plans_the_same_from_its_queue_as_from_a_batch():
