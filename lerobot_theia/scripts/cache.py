@@ -11,9 +11,9 @@ from lerobot_theia.cache.catalog import cache_folders
 from lerobot_theia.cache.claim import CLAIM_PREFIX, in_use
 from lerobot_theia.cache.errors import CacheDamagedError, CacheError
 from lerobot_theia.cache.files import TEMPORARY_PREFIX
-from lerobot_theia.cache.manifest import FORMAT, MANIFEST_NAME, read_manifest
+from lerobot_theia.cache.manifest import FORMAT, MANIFEST_NAME, Manifest, read_manifest
 from lerobot_theia.cache.plan import format_bytes
-from lerobot_theia.cache.reader import FeatureCache
+from lerobot_theia.cache.reader import MEND, FeatureCache
 from lerobot_theia.cache.root import resolve_cache_root
 from lerobot_theia.cache.shard import is_shard
 from lerobot_theia.cache.shard_size import SETTLED_NAME
@@ -35,6 +35,11 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=show)
     command = commands.add_parser("verify", help="read every byte and compare it with its checksum")
     command.add_argument("path", type=Path)
+    command.add_argument("--repair", action="store_true", help="make damaged shards again, and only those")
+    command.add_argument(
+        "--dataset-root", type=Path, help="--repair: the dataset's folder, if not in LeRobot's home"
+    )
+    command.add_argument("--encoder", help="--repair: the encoder, if it was a folder")
     command.set_defaults(run=verify)
     command = commands.add_parser("rm", help="delete a cache")
     command.add_argument("path", type=Path)
@@ -89,12 +94,26 @@ def verify(arguments: argparse.Namespace) -> int:
         problems = cache.verify(bar.update)
     for problem in problems:
         print(problem)
-    if problems:
+    if problems and not arguments.repair:
         raise CacheDamagedError(
-            f"{len(problems)} shard(s) of {arguments.path} are damaged. Run `lerobot-theia-precompute` with the "
-            "settings of this cache again (`info` shows them): it mends just those."
+            f"{len(problems)} shard(s) of {arguments.path} are damaged. {MEND}, which `info` shows."
         )
+    if problems:
+        return repair(arguments, cache.manifest)
     print(f"{arguments.path}: every byte is as it was written ({format_bytes(cache.manifest.num_bytes)})")
+    return 0
+
+
+def repair(arguments: argparse.Namespace, manifest: Manifest) -> int:
+    # The encoder is only needed here, and takes seconds to import.
+    from lerobot_theia.cache.precompute import precompute
+    from lerobot_theia.cache.repair import settings_of
+
+    settings = settings_of(manifest, dataset_root=arguments.dataset_root, encoder=arguments.encoder)
+    report = precompute(settings, path=arguments.path, say=print)
+    print(
+        f"{arguments.path}: {len(report.problems)} damaged file(s) made again, the rest is as it was written"
+    )
     return 0
 
 

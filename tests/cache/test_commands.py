@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
 import pytest
 
 from lerobot_theia.cache import FeatureCache
+from lerobot_theia.cache.manifest import write_manifest
 from lerobot_theia.cache.plan import PrecomputeSettings
 from lerobot_theia.scripts import cache as cache_command
 from lerobot_theia.scripts.configs import config_folder
@@ -106,6 +108,46 @@ class TestCacheCommand:
         path.write_bytes(data)
         status, text = command("verify", cache.path)
         assert status == 1 and f"shard {path} was altered" in text and "1 shard(s)" in text
+
+    def test_verify_can_make_damaged_shards_again_wherever_the_cache_is_now(
+        self, command, video_dataset: Path, video_cache: FeatureCache, cache: FeatureCache, tmp_path: Path
+    ) -> None:
+        moved = cache.path.rename(tmp_path / "renamed")
+        before = digests(moved)
+        path = shards(moved)[2]
+        path.write_bytes(b"")
+        untouched = {shard: shard.stat().st_mtime_ns for shard in shards(moved) if shard != path}
+        status, text = command("verify", "--repair", moved, "--dataset-root", video_dataset)
+        assert status == 0 and f"shard {path} has 0 bytes" in text and "1 damaged file(s) made again" in text
+        assert digests(moved) == before and not strays(moved)
+        assert {shard: shard.stat().st_mtime_ns for shard in untouched} == untouched
+        assert command("verify", moved)[0] == 0
+        assert not list(moved.parent.glob("local--tiny/*")), "no other cache was made"
+
+    def test_repair_refuses_what_would_become_another_cache(
+        self, command, image_dataset: Path, cache: FeatureCache
+    ) -> None:
+        before = digests(cache.path)
+        shards(cache.path)[0].unlink()
+        status, text = command("verify", "--repair", cache.path, "--dataset-root", image_dataset)
+        assert status == 1 and "dataset.cameras" in text
+        assert digests(cache.path).items() <= before.items(), "nothing was written"
+
+    def test_repair_asks_for_an_encoder_that_was_a_folder(
+        self, command, video_dataset: Path, cache: FeatureCache, tmp_path: Path
+    ) -> None:
+        manifest = cache.manifest
+        recorded = {
+            name: value for name, value in manifest.made_with["settings"].items() if name != "encoder"
+        }
+        write_manifest(cache.path, replace(manifest, made_with={**manifest.made_with, "settings": recorded}))
+        before = digests(cache.path)
+        shards(cache.path)[0].unlink()
+        status, text = command("verify", "--repair", cache.path, "--dataset-root", video_dataset)
+        assert status == 1 and "name it with --encoder" in text
+        words = ["--dataset-root", video_dataset, "--encoder", "random-tiny"]
+        assert command("verify", "--repair", cache.path, *words)[0] == 0
+        assert shards(cache.path)[0].read_bytes() and digests(cache.path).keys() == before.keys()
 
     @pytest.mark.parametrize("word", ["info", "verify"])
     def test_what_is_no_cache_is_said_in_one_line(self, command, tmp_path: Path, word: str) -> None:
