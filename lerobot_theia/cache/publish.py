@@ -50,9 +50,10 @@ def publish(plan: Plan, encoder: TheiaEncoder, work: Work, started: datetime.dat
 def remove_strays(path: Path, work: Work) -> None:
     """Shards of another size, of a run that was interrupted, are no part of this cache."""
     ours = {shard_path(path, *name) for name in work.names}
-    for file in path.glob("*/*.safetensors"):
-        if file not in ours:
-            file.unlink()
+    for camera in dict(work.names):
+        for file in path.glob(f"{camera}/[0-9]*.safetensors"):
+            if file not in ours:
+                file.unlink()
 
 
 def manifest(
