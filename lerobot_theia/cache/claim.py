@@ -88,11 +88,12 @@ def writable(path: Path) -> Iterator[None]:
 
 
 def open_or_create(path: Path) -> tuple[BinaryIO, bool]:
-    """The file, and whether it is new."""
+    """The file, and whether it is new. OSError for a link, which could lead out of the cache, and for a pipe."""
     try:
         return path.open("x+b", buffering=0), True
     except FileExistsError:
-        return path.open("r+b", buffering=0), False
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
+        return open(path, "r+b", buffering=0, opener=lambda name, _: os.open(name, flags)), False
 
 
 def owner_is_gone(file: BinaryIO) -> bool:

@@ -157,9 +157,9 @@ def take_over(file: BinaryIO, made_on: str) -> bool:
     return time.time() - os.fstat(file.fileno()).st_mtime > ABANDONED_AFTER_S
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Delete what interrupted writers left, and nothing that one is still writing."""
-    for stray in folder.rglob(f"{TEMPORARY_PREFIX}*"):
+def remove_temporaries(folder: Path, below: bool = True) -> None:
+    """Delete what interrupted writers left in a folder and `below` it, and nothing that one is still writing."""
+    for stray in (folder.rglob if below else folder.glob)(f"{TEMPORARY_PREFIX}*"):
         made_on = stray.name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
         # Not to be opened is what vanished meanwhile, or belongs to another user.
         with contextlib.suppress(OSError), stray.open("r+b") as file:

@@ -140,6 +140,7 @@ class Run:
         self.started = datetime.datetime.now(datetime.UTC)
 
     def finish(self) -> Report:
+        self.check_folders()
         sweep(self.plan.path)
         previous = self.previous_manifest()
         self.settle_shard_size(previous)
@@ -158,6 +159,14 @@ class Run:
         self.report.seconds = (datetime.datetime.now(datetime.UTC) - self.started).total_seconds()
         self.say(self.outcome())
         return self.report
+
+    def check_folders(self) -> None:
+        """A link in the place of a camera's folder, in a cache that a stranger made, would have us write elsewhere."""
+        for folder in (self.plan.path / camera for camera in self.plan.cameras):
+            if folder.is_symlink():
+                raise CacheError(
+                    f"{folder} is a link, and shards are written to a cache's own folders: remove it"
+                )
 
     def previous_manifest(self) -> Manifest | None:
         try:

@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -226,8 +227,10 @@ def check_header(
             f"shard {path} has {found_size} bytes, {size} are expected: cut short, extended or not this cache's"
         )
     if sha256 is None:
-        at = expected.index(NO_DIGEST.encode())
-        sha256 = found[at : at + 64].decode("ascii", "replace")
+        at = expected.rindex(NO_DIGEST.encode())  # the last: a camera may be called so
+        if not re.fullmatch(b"[0-9a-f]{64}", digits := found[at : at + 64]):
+            raise CacheDamagedError(f"shard {path} was altered: it has no SHA-256")
+        sha256 = digits.decode()
         expected = shard_header(key, layout, sha256)
     if found != expected:
         at = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(found))

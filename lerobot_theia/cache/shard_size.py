@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lerobot_theia.cache.claim import CLAIM_PREFIX, waiting_for, writable
 from lerobot_theia.cache.errors import CacheDamagedError
-from lerobot_theia.cache.files import open_inside
-from lerobot_theia.cache.manifest import shard_key, shard_layout
+from lerobot_theia.cache.files import open_inside, publish
+from lerobot_theia.cache.manifest import MAX_INTEGER, shard_key, shard_layout
 from lerobot_theia.cache.plan import Plan
 from lerobot_theia.cache.shard import check_header
 
@@ -21,13 +21,13 @@ def settle_shard_frames(plan: Plan) -> int:
     settled = plan.path / SETTLED_NAME
     with waiting_for(plan.path / f"{CLAIM_PREFIX}shard-frames"), writable(settled):
         frames = begun_with(settled) or found_in_shards(plan) or plan.shard_frames
-        settled.write_text(str(frames))
+        publish(settled, [str(frames).encode()])
     return frames
 
 
 def begun_with(settled: Path) -> int | None:
     with contextlib.suppress(OSError, ValueError):
-        return max(1, int(settled.read_text()))
+        return min(max(1, int(settled.read_text())), MAX_INTEGER)
     return None
 
 
@@ -43,7 +43,7 @@ def found_in_shards(plan: Plan) -> int | None:
                 header = json.loads(start[8 : 8 + int.from_bytes(start[:8], "little")])
                 shard = json.loads(header["__metadata__"]["shard"])
                 frames = int(shard["start"] // shard["shard"] if shard["shard"] else shard["frames"])
-                if frames > 0:
+                if 0 < frames <= MAX_INTEGER:
                     key = shard_key(plan.identity, frames, camera, int(path.stem))
                     check_header(path, key, shard_layout(plan.identity), plan.path)
                     return frames

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
 from lerobot_theia.cache.errors import CacheError
-from lerobot_theia.cache.files import TEMPORARY_PREFIX, sha256_of_file
+from lerobot_theia.cache.files import publish, remove_temporaries, sha256_of_file
 from lerobot_theia.cache.identity import CameraIdentity, DatasetIdentity, canonical_json
 
 
@@ -59,13 +58,11 @@ class FileHashes:
 
     def save(self) -> None:
         """Best effort: a read-only or vanished root only means hashing again next time."""
+        remove_temporaries(self._path.parent, below=False)
         if not self._changed:
             return
-        temporary = self._path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-hashes")
-        with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(self._known))
-            temporary.replace(self._path)
+        with contextlib.suppress(CacheError):
+            publish(self._path, [json.dumps(self._known).encode()])
 
 
 def select_cameras(meta: LeRobotDatasetMetadata, cameras: Iterable[str] | None = None) -> list[str]:

@@ -1,7 +1,8 @@
 """Faults at the one boundary between a cache and the disk.
 
-Everything a cache writes goes through the functions of `lerobot_theia.cache.files` that `STEPS` names. In a process
-of its own (see `children.py`), `inject` wraps them: it counts their calls, and at the n-th lets the fault happen.
+Everything a cache writes goes through four functions of `lerobot_theia.cache.files`; what processes that share a cache
+tell each other goes through claims. In a process of its own (see `children.py`), `inject` wraps both: it counts their
+calls, and at the n-th lets the fault happen.
 
     steps = inject(None)                              # only count
     inject(Fault(7, "before", "kill"))                # as `kill -9`
@@ -18,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lerobot_theia.cache import files
+from lerobot_theia.cache import claim, files
 
 STEPS = ("write", "sync", "rename", "sync_folder")
+CLAIMS = {"claim": (claim, "open_or_create"), "release": (claim.Claim, "release")}
+"""After `claim` the file of a claim is there, and empty still."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class Fault:
     def __str__(self) -> str:
         return f"{self.effect} {self.when} step {self.step}"
 
+    @property
+    def is_error(self) -> bool:
+        return self.effect.startswith("E")
+
 
 def inject(fault: Fault | None) -> list[str]:
     """Wrap the boundary of this process, for good. Returns a list that grows by `<step> <file>` with each call."""
@@ -46,42 +53,46 @@ def inject(fault: Fault | None) -> list[str]:
         Disk(),
     )  # next() of a count is atomic, so threads get numbers of their own
 
-    def wrap(name: str, real: Callable[..., None]) -> Callable[..., None]:
-        def step(target: Any, *arguments: Any) -> None:
+    def wrap(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def step(target: Any, *arguments: Any) -> Any:
             number = next(numbers)
-            steps.append(f"{name} {Path(getattr(target, 'name', target)).name}")
-            if fault is not None and failing(fault, number, "before"):
-                strike(fault, disk)
-            if fault is not None and name == "write" and failing(fault, number, "halfway"):
+            steps.append(f"{name} {name_of(target)}")
+            strike(fault, disk, number, "before", name)
+            if name == "write" and fault is not None and (number, "halfway") == (fault.step, fault.when):
                 data, offset = memoryview(arguments[0]).cast("B"), arguments[1]
                 real(target, data[: len(data) // 2], offset)
                 disk.write(target)
-                strike(fault, disk)
-            undo = disk.about_to_rename(target, *arguments) if name == "rename" else None
-            real(target, *arguments)
-            if undo is not None:
-                disk.renamed(target, *arguments, undo)
-            elif not (name == "sync" and real is forgotten):
+                strike(fault, disk, number, "halfway", name)
+            old = disk.read(*arguments) if name == "rename" else None
+            result = real(target, *arguments)
+            if name == "rename":
+                disk.rename(target, *arguments, old)
+            elif name in STEPS and real is not forgotten:
                 getattr(disk, name)(target)
-            if fault is not None and failing(fault, number, "after"):
-                strike(fault, disk)
+            strike(fault, disk, number, "after", name)
+            return result
 
         return step
 
-    for name in STEPS:
-        setattr(files, name, wrap(name, getattr(files, name)))
+    boundary: dict[str, tuple[Any, str]] = {name: (files, name) for name in STEPS} | CLAIMS
+    for name, (owner, function) in boundary.items():
+        setattr(owner, function, wrap(name, getattr(owner, function)))
     return steps
 
 
-def failing(fault: Fault, number: int, when: str) -> bool:
-    """A disk that is full, or read-only, stays so."""
-    if number == fault.step:
-        return when == fault.when
-    return number > fault.step and when == "before" and fault.effect.startswith("E")
+def name_of(target: Any) -> str:
+    """Of a path, an open file or a claim."""
+    return Path(getattr(target, "path", None) or getattr(target, "name", target)).name
 
 
-def strike(fault: Fault, disk: "Disk") -> None:
-    if fault.effect.startswith("E"):
+def strike(fault: Fault | None, disk: "Disk", number: int, when: str, name: str) -> None:
+    """Let the fault happen if this is its moment."""
+    if fault is None or (fault.is_error and name == "release"):  # a full disk lets files be removed
+        return
+    stays = fault.is_error and number > fault.step and when == "before"  # a disk that is full stays full
+    if not (stays or (number, when) == (fault.step, fault.when)):
+        return
+    if fault.is_error:
         code = getattr(errno, fault.effect)
         raise OSError(code, os.strerror(code))
     if fault.effect.startswith("power cut"):
@@ -105,11 +116,12 @@ class Disk:
     def sync(self, file: BinaryIO) -> None:
         self.unsynced.discard(Path(file.name))
 
-    def about_to_rename(self, source: Path, target: Path) -> bytes:
-        return target.read_bytes() if target.exists() else b""
+    @staticmethod
+    def read(path: Path) -> bytes | None:
+        return path.read_bytes() if path.exists() else None
 
-    def renamed(self, source: Path, target: Path, old: bytes) -> None:
-        self.renames.append((source, target, old or None))
+    def rename(self, source: Path, target: Path, old: bytes | None) -> None:
+        self.renames.append((source, target, old))
         if source in self.unsynced:
             self.unsynced.remove(source)
             self.unsynced.add(target)
