@@ -204,3 +204,57 @@ def test_a_read_only_root_is_named_with_the_way_out(video_dataset: Path, tmp_pat
 def test_cameras_of_one_cache_do_not_mix(video_cache: FeatureCache) -> None:
     top, wrist = (video_cache.gather(camera, range(16)) for camera in (TOP, WRIST))
     assert not (top == wrist).all(-1).any()
+
+
+class TestACacheInAnotherFolder:
+    """`path`: the cache is where it is, whatever the settings would call it."""
+
+    def test_is_mended_there(self, video_dataset: Path, whole: FeatureCache, tmp_path: Path) -> None:
+        moved = copy_of(whole, tmp_path).path.rename(tmp_path / "mine")
+        manifest = (moved / "manifest.json").read_bytes()
+        shards(moved)[1].unlink()
+        asked = settings(video_dataset, tmp_path / "unused", dtype="float32", cameras=(TOP,))
+        report = precompute(asked, path=moved)
+        assert (report.path, report.frames_kept, report.frames_encoded) == (moved, 10, 6)
+        assert digests(moved) == digests(whole.path) and not strays(moved)
+        assert (moved / "manifest.json").read_bytes() == manifest, (
+            "the shard is the same, and so is the manifest"
+        )
+        assert not list((tmp_path / "unused").glob("*/*"))
+
+    def test_made_from_something_else_is_refused_with_the_fields(
+        self, video_dataset: Path, whole: FeatureCache, tmp_path: Path
+    ) -> None:
+        cache = copy_of(whole, tmp_path)
+        before = digests(cache.path)
+        asked = settings(video_dataset, tmp_path / "unused", dtype="float16", cameras=(TOP,), pool=2)
+        with pytest.raises(
+            CacheError, match=r"something else: tokens\.dtype: it has 'float32', this is 'float16'; "
+        ):
+            precompute(asked, path=cache.path)
+        assert digests(cache.path) == before
+
+    def test_that_is_no_cache_is_refused(self, video_dataset: Path, tmp_path: Path) -> None:
+        with pytest.raises(CacheDamagedError, match="holds no manifest"):
+            precompute(settings(video_dataset, tmp_path), path=tmp_path / "nothing")
+
+
+def test_a_manifest_records_what_finds_dataset_and_encoder_again(
+    video_dataset: Path, whole: FeatureCache
+) -> None:
+    recorded = whole.manifest.made_with["settings"]
+    assert recorded["repo_id"] == "local/tiny" and recorded["encoder"] == "random-tiny"
+    assert recorded["batch_size"] == 8 and "root" not in recorded and "cache_root" not in recorded
+    assert str(video_dataset) not in str(whole.manifest.made_with), "a folder of the machine it was made on"
+
+
+def test_an_encoder_that_is_a_folder_is_not_recorded_by_its_place(
+    video_dataset: Path, tmp_path: Path
+) -> None:
+    from tests.faults.workshop import make_encoder
+
+    encoder = make_encoder(tmp_path / "encoder")
+    report, _ = run(video_dataset, tmp_path / "caches", encoder=str(encoder), cameras=(TOP,))
+    manifest = FeatureCache.open(report.path).manifest
+    assert "encoder" not in manifest.made_with["settings"]
+    assert str(tmp_path) not in (report.path / "manifest.json").read_text()
