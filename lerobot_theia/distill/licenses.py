@@ -24,7 +24,7 @@ def commercial_use(license: str) -> str:
     if _FORBIDDING.search(license):
         return FORBIDDEN
     words = license.lower().strip()
-    if any(words == known or words.startswith((f"{known} ", f"{known},")) for known in _PERMISSIVE):
+    if any(words == known or words.startswith(f"{known} (") for known in _PERMISSIVE):
         return ALLOWED
     return UNCLEAR
 

@@ -184,8 +184,8 @@ def too_many(name: str, skipped: Sequence[Skipped], total: int, allowed: float) 
     more = f"; and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
     return DistillError(
         f"{name}: {len(skipped)} of {total} images have to be left out, more than the allowed share of {allowed:g} "
-        f"(allow_skipped): {named}{more}. Mend or remove them, or allow more with "
-        f"allow_skipped={(len(skipped) + 1) / total:.2g}; what is packed is kept"
+        f"(corpus.allow_skipped): {named}{more}. Mend or remove them, or allow more with "
+        f"corpus.allow_skipped={(len(skipped) + 1) / total:.2g}; what is packed is kept"
     )
 
 

@@ -1,0 +1,199 @@
+"""ALOHA in simulation: two arms over a table, with MuJoCo's truth of each view.
+
+The scenes are gym-aloha's; starts are not. An evaluation's come from `sample_box_pose(seed)`; here objects and arms are
+drawn from generators of this source's own, over a wider range.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lerobot_theia.demos.workers import ordered_map
+from lerobot_theia.distill.errors import DistillError, UnreadableError
+from lerobot_theia.distill.frames import Frame, Item, split_by_group
+from lerobot_theia.distill.seeds import corpus_seeds
+from lerobot_theia.distill.sources.interface import Column
+from lerobot_theia.distill.sources.mujoco import COLUMNS, Photographer, View, import_mujoco
+
+SCENES = {"transfer-cube": "bimanual_viperx_transfer_cube.xml", "insertion": "bimanual_viperx_insertion.xml"}
+IMAGE_SHAPE = (480, 640)
+CAMERA = "top"
+"""The camera that LeRobot's ALOHA hands to a policy."""
+ARM_JOINTS = 8
+"""Six of the arm and two fingers, left arm first in `qpos` and `ctrl`; objects follow with seven numbers each."""
+BASES = ((-0.469, 0.5), (0.469, 0.5))
+"""Where the arms stand, x and y in metres; the right one looks back along x."""
+TIMESTEPS = 150
+"""Steps of the simulation, 2 ms each, towards one target."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Pictures of one start; `wanted` says which."""
+
+    scene: str
+    seed: int
+    wanted: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlohaSource:
+    """Random moments of ALOHA's two scenes: arms on their way between random poses, mostly towards an object.
+
+    Half of the pictures are what a policy sees, three in ten from near there, the others from other cameras.
+
+    Args:
+        scenes: `transfer-cube`, `insertion`.
+        episodes: starts per scene.
+        frames_per_episode: pictures per start.
+        seed: of the first start of each scene; below 100000.
+        validation: share of the episodes held out.
+        workers: rendering processes; 0 renders in this one.
+    """
+
+    name: str = "aloha"
+    scenes: tuple[str, ...] = tuple(SCENES)
+    episodes: int = 60
+    frames_per_episode: int = 8
+    seed: int = 0
+    validation: float = 0.05
+    workers: int = 0
+    license: str = "Apache-2.0 (rendered by this project with gym-aloha, Apache-2.0)"
+
+    shape: ClassVar[tuple[int, int]] = IMAGE_SHAPE
+    columns: ClassVar[Mapping[str, Column]] = COLUMNS
+
+    def __post_init__(self) -> None:
+        corpus_seeds(f"source {self.name!r}", self.seed, self.episodes)
+        for field in ("episodes", "frames_per_episode"):
+            if getattr(self, field) < 1:
+                raise DistillError(
+                    f"source {self.name!r}: {field} is {getattr(self, field)}, must be at least 1"
+                )
+        if unknown := [scene for scene in self.scenes if scene not in SCENES]:
+            raise DistillError(f"source {self.name!r}: no scene {unknown}; choose from {', '.join(SCENES)}")
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        return {
+            "kind": "ALOHA in simulation, random states and cameras",
+            "scenes": list(self.scenes),
+            "seeds": [self.seed, self.seed + self.episodes - 1],
+            "environment_seeds": "none: no state comes from env.reset(seed=...)",
+            "packages": ["gym-aloha", "mujoco"],
+        }
+
+    def identity(self) -> Mapping[str, Any]:
+        return {"type": "aloha", "version": 1}
+
+    def items(self) -> Sequence[Item]:
+        groups = [f"{scene}/{seed:05d}" for scene, seed, _ in self._plan]
+        splits = split_by_group(groups, self.validation, f"source {self.name!r}")
+        return [
+            Item(f"{group}/{k:02d}", splits[group])
+            for group, (_, _, k) in zip(groups, self._plan, strict=True)
+        ]
+
+    def stamp(self, start: int, stop: int) -> str:
+        return ""
+
+    def read(self, start: int, stop: int) -> Iterator[Frame | UnreadableError]:
+        wanted: dict[tuple[str, int], list[int]] = {}
+        for scene, seed, k in self._plan[start:stop]:
+            wanted.setdefault((scene, seed), []).append(k)
+        episodes = [Episode(scene, seed, tuple(pictures)) for (scene, seed), pictures in wanted.items()]
+        for frames in ordered_map(play, episodes, self.workers):
+            yield from frames
+
+    @functools.cached_property
+    def _plan(self) -> list[tuple[str, int, int]]:
+        """(scene, seed, picture)."""
+        return [
+            (scene, seed, k)
+            for scene in self.scenes
+            for seed in corpus_seeds(self.name, self.seed, self.episodes)
+            for k in range(self.frames_per_episode)
+        ]
+
+
+def play(episode: Episode) -> list[Frame]:
+    """Place objects and arms, move from target to target, and take the pictures that are wanted on the way."""
+    mujoco, model, data, rest, photographer = _scene(episode.scene)
+    rng = np.random.default_rng([episode.seed, *episode.scene.encode()])
+    mujoco.mj_resetData(model, data)
+    data.qpos[: 2 * ARM_JOINTS] = rest
+    objects = []
+    for first in range(2 * ARM_JOINTS, model.nq, 7):
+        place = np.array([rng.uniform(-0.25, 0.25), rng.uniform(0.35, 0.65)])
+        yaw = rng.uniform(-np.pi, np.pi) if rng.random() < 0.5 else rng.normal() * 0.2
+        data.qpos[first : first + 7] = [*place, 0.05, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
+        objects.append(place)
+    data.ctrl[:] = rest
+    frames = []
+    for k in range(max(episode.wanted) + 1):
+        target = rest + 0.0
+        for arm in range(2):
+            thing = objects[rng.integers(len(objects))]
+            target[arm * ARM_JOINTS : (arm + 1) * ARM_JOINTS] = _target(rng, arm, thing)
+        steps = rng.integers(1, TIMESTEPS + 1)
+        for step in range(steps):
+            data.ctrl[:] += (target - data.ctrl) / (steps - step)
+            mujoco.mj_step(model, data)
+        view = random_view(rng)
+        if k in episode.wanted:
+            frames.append(photographer.take(data, view))
+    return frames
+
+
+def _target(rng: np.random.Generator, arm: int, thing: np.ndarray) -> np.ndarray:
+    """(8,) joints of an arm that turns towards `thing`, more or less, and reaches some way out and down."""
+    x, y = thing - np.array(BASES[arm])
+    towards = np.arctan2(y, x) if arm == 0 else np.arctan2(-y, -x)
+    reach = rng.uniform(0, 1)
+    joints = np.array(
+        [
+            towards + rng.normal() * 0.15,
+            -0.96 + 1.2 * reach + rng.normal() * 0.15,
+            1.16 - 0.5 * reach + rng.normal() * 0.15,
+            rng.normal() * 0.2,
+            -0.3 + 0.6 * reach + rng.normal() * 0.2,
+            rng.normal() * 0.3,
+        ]
+    )
+    finger = rng.uniform(0.021, 0.057)
+    return np.concatenate([joints, [finger, -finger]])
+
+
+def random_view(rng: np.random.Generator) -> View:
+    kind = rng.random()
+    move, turn = rng.normal(size=3) * 0.03, rng.normal(size=3) * 0.04
+    other = ("angle", "left_pillar", "right_pillar", "front_close")[rng.integers(4)]
+    if kind < 0.5:
+        return View(CAMERA)
+    return View(CAMERA if kind < 0.8 else other, tuple(move.tolist()), tuple(turn.tolist()))
+
+
+_open: dict[str, tuple[Any, Any, Any, np.ndarray, Photographer]] = {}
+
+
+def _scene(scene: str) -> tuple[Any, Any, Any, np.ndarray, Photographer]:
+    """MuJoCo, model, data, the arms at rest, and someone to take pictures; one scene at a time."""
+    if scene not in _open:
+        # Closed before the next is made: a rendering context that goes later would take the next one's textures.
+        for *_, photographer in _open.values():
+            photographer.close()
+        _open.clear()
+        mujoco = import_mujoco()
+        try:
+            from gym_aloha.constants import ASSETS_DIR, START_ARM_POSE
+        except ImportError as error:
+            raise DistillError(
+                f"{error}. Install ALOHA with: pip install 'lerobot_policy_theia[aloha]'"
+            ) from error
+        model = mujoco.MjModel.from_xml_path(str(ASSETS_DIR / SCENES[scene]))
+        rest = np.array(START_ARM_POSE, dtype=np.float64)
+        _open[scene] = (mujoco, model, mujoco.MjData(model), rest, Photographer(model, IMAGE_SHAPE))
+    return _open[scene]

@@ -1,0 +1,131 @@
+"""Video files, so many frames of each second."""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import av
+
+from lerobot_theia.distill.errors import DistillError, UnreadableError
+from lerobot_theia.distill.frames import Frame, Item, split_by_group
+from lerobot_theia.distill.licenses import required
+from lerobot_theia.distill.sources.interface import Column, stamp_of_files
+
+EXTENSIONS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
+EARLY_S = 1e-3
+"""A frame that comes so much before its time is taken for it: time stamps are rounded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSource:
+    """Videos of a folder and the folders in it.
+
+    Args:
+        path: the folder, or one video.
+        fps: frames taken of each second of video; sample k is the first frame at or after k / fps seconds.
+        validation: share of the videos held out.
+        license: of the videos.
+    """
+
+    name: str
+    path: Path
+    fps: float = 1.0
+    validation: float = 0.02
+    license: str = ""
+
+    shape: ClassVar[None] = None
+    columns: ClassVar[Mapping[str, Column]] = {}
+
+    def __post_init__(self) -> None:
+        required(f"source {self.name!r}", self.license)
+        if not self.fps > 0:
+            raise DistillError(f"source {self.name!r}: fps is {self.fps}, must be above 0")
+        if not self.path.exists():
+            raise DistillError(f"source {self.name!r}: {self.path} does not exist")
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        return {
+            "kind": "videos",
+            "folder": self.path.name,
+            "videos": len({video for video, _ in self._samples}),
+            "fps": self.fps,
+            "packages": ["av"],
+        }
+
+    def identity(self) -> Mapping[str, Any]:
+        return {"type": "video", "version": 1, "fps": self.fps}
+
+    def items(self) -> Sequence[Item]:
+        videos = [self._id(video) for video, _ in self._samples]
+        splits = split_by_group(videos, self.validation, f"source {self.name!r}")
+        return [
+            Item(f"{video}@{k:06d}", splits[video])
+            for video, (_, k) in zip(videos, self._samples, strict=True)
+        ]
+
+    def stamp(self, start: int, stop: int) -> str:
+        return stamp_of_files([video for video, _ in self._samples[start:stop]])
+
+    def read(self, start: int, stop: int) -> Iterator[Frame | UnreadableError]:
+        for video, samples in itertools.groupby(self._samples[start:stop], key=lambda sample: sample[0]):
+            yield from frames_at(video, [k / self.fps for _, k in samples])
+
+    def _id(self, video: Path) -> str:
+        return video.name if self.path.is_file() else video.relative_to(self.path).as_posix()
+
+    @functools.cached_property
+    def _samples(self) -> list[tuple[Path, int]]:
+        if self.path.is_file():
+            videos = [self.path]
+        else:
+            videos = sorted(f for f in self.path.rglob("*") if f.suffix.lower() in EXTENSIONS)
+        return [
+            (video, k) for video in videos for k in range(math.ceil(duration(video, self.name) * self.fps))
+        ]
+
+
+def duration(video: Path, source: str) -> float:
+    """Seconds, as the file's header says; nothing is decoded."""
+    try:
+        with av.open(str(video)) as container:
+            stream = container.streams.video[0]
+            if stream.duration is not None and stream.time_base is not None:
+                return float(stream.duration * stream.time_base)
+            if container.duration is not None:
+                return container.duration / av.time_base
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise DistillError(
+            f"source {source!r}: {video} is no readable video ({error}); mend or remove it"
+        ) from error
+    raise DistillError(f"source {source!r}: the header of {video} has no duration; remux it (ffmpeg -c copy)")
+
+
+def frames_at(video: Path, times: Sequence[float]) -> Iterator[Frame | UnreadableError]:
+    """The first frame at or after each of the ascending times, decoding forward from the key frame before."""
+    waiting = list(times)
+    problem = "the video ends before it"
+    try:
+        with av.open(str(video)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            assert stream.time_base is not None
+            begin = stream.start_time or 0
+            container.seek(int(waiting[0] / stream.time_base) + begin, stream=stream, backward=True)
+            for frame in container.decode(stream):
+                if frame.pts is None:
+                    continue
+                at = float((frame.pts - begin) * stream.time_base)
+                while waiting and at >= waiting[0] - EARLY_S:
+                    waiting.pop(0)
+                    yield Frame(frame.to_ndarray(format="rgb24"))
+                if not waiting:
+                    return
+    except (av.FFmpegError, OSError, IndexError, ValueError) as error:
+        problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    for at in waiting:
+        yield UnreadableError(f"{at:.2f} s of {video.name}: {problem}")

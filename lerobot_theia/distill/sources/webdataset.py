@@ -1,0 +1,134 @@
+"""Tar shards as webdataset writes them: a sample is the files of one shard with the same name up to the first dot."""
+
+import functools
+import glob
+import io
+import re
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lerobot_theia.distill.errors import DistillError, UnreadableError
+from lerobot_theia.distill.frames import TRAIN, VALIDATION, Frame, Item, split_by_group
+from lerobot_theia.distill.licenses import required
+from lerobot_theia.distill.sources.folder import read_image
+from lerobot_theia.distill.sources.interface import Column, stamp_of_files
+
+
+@dataclass(frozen=True)
+class Member:
+    """An image in a shard: where its bytes lie."""
+
+    shard: Path
+    key: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebdatasetSource:
+    """Images of uncompressed tar files, on this machine.
+
+    Args:
+        train: path of the shards; `*` matches any name, `{000..099}` a range.
+        validation: path of the held-out shards; or a number: the share of the shards in `train` to hold out.
+        license: of the images.
+        extensions: of the files that are the images.
+    """
+
+    name: str
+    train: str
+    validation: str | float
+    license: str = ""
+    extensions: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
+
+    shape: ClassVar[None] = None
+    columns: ClassVar[Mapping[str, Column]] = {}
+
+    def __post_init__(self) -> None:
+        required(f"source {self.name!r}", self.license)
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        return {"kind": "webdataset", "shards": [shard.name for shard, _ in self._shards]}
+
+    def identity(self) -> Mapping[str, Any]:
+        return {"type": "webdataset", "version": 1, "extensions": list(self.extensions)}
+
+    def items(self) -> Sequence[Item]:
+        split_of = dict(self._shards)
+        return [Item(f"{m.shard.name}/{m.key}", split_of[m.shard]) for m in self._members]
+
+    def stamp(self, start: int, stop: int) -> str:
+        return stamp_of_files([member.shard for member in self._members[start:stop]])
+
+    def read(self, start: int, stop: int) -> Iterator[Frame | UnreadableError]:
+        for member in self._members[start:stop]:
+            try:
+                with member.shard.open("rb") as file:
+                    file.seek(member.offset)
+                    data = file.read(member.size)
+            except OSError as error:
+                yield UnreadableError(f"{member.shard}: {error.strerror or error}")
+                continue
+            yield read_image(io.BytesIO(data))
+
+    @functools.cached_property
+    def _shards(self) -> list[tuple[Path, str]]:
+        train = self._found(self.train)
+        if isinstance(self.validation, str):
+            held_out = self._found(self.validation)
+            if both := set(train) & set(held_out):
+                raise DistillError(
+                    f"source {self.name!r}: {min(both)} is both in train and in validation; name each shard once"
+                )
+            return [(shard, TRAIN) for shard in train] + [(shard, VALIDATION) for shard in held_out]
+        splits = split_by_group([shard.name for shard in train], self.validation, f"source {self.name!r}")
+        return [(shard, splits[shard.name]) for shard in train]
+
+    def _found(self, pattern: str) -> list[Path]:
+        shards = []
+        for name in expand(str(Path(pattern).expanduser())):
+            matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+            shards += [Path(match) for match in matches]
+        if not shards or (missing := [shard for shard in shards if not shard.is_file()]):
+            raise DistillError(
+                f"source {self.name!r}: no shard {missing[0] if shards else pattern}; check the pattern {pattern!r}"
+            )
+        return shards
+
+    @functools.cached_property
+    def _members(self) -> list[Member]:
+        members = []
+        for shard, _ in self._shards:
+            try:
+                with tarfile.open(shard, "r:") as tar:
+                    for entry in tar:
+                        key, _, extension = entry.name.rpartition("/")[2].partition(".")
+                        if entry.isfile() and extension.lower() in self.extensions:
+                            folder = entry.name.rpartition("/")[0]
+                            key = f"{folder}/{key}" if folder not in ("", ".") else key
+                            members.append(Member(shard, key, entry.offset_data, entry.size))
+            except (tarfile.TarError, OSError) as error:
+                raise DistillError(
+                    f"source {self.name!r}: {shard} is no readable, uncompressed tar file ({error}); copy it again, or "
+                    "leave it out"
+                ) from error
+        return members
+
+
+def expand(pattern: str) -> list[str]:
+    """`a-{00..02}.tar` to `a-00.tar`, `a-01.tar`, `a-02.tar`; `{a,b}` to both."""
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if found is None:
+        return [pattern]
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    if span:
+        first, last = span.groups()
+        options = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+    else:
+        options = found[1].split(",")
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    return [whole for option in options for whole in expand(before + option + after)]
