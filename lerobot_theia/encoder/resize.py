@@ -39,19 +39,25 @@ def resize_by_taps(images: Tensor, size: int) -> Tensor:
 def _resize_axis(images: Tensor, size: int, axis: int) -> Tensor:
     if images.shape[axis] == size:
         return images
-    positions, weights, precision = _taps(images.shape[axis], size)
+    positions, weights, precision = _taps_on(images.device, images.shape[axis], size)
     broadcast = [1, 1, 1, 1]
     broadcast[axis] = size
     shape = list(images.shape)
     shape[axis] = size
     # Half of the last bit that is dropped: the shift below then rounds to nearest.
     total = torch.full(shape, 1 << (precision - 1), dtype=torch.int32, device=images.device)
-    for position, weight in zip(positions.to(images.device), weights.to(images.device), strict=True):
+    for position, weight in zip(positions, weights, strict=True):
         total += images.index_select(axis, position) * weight.view(broadcast)
     return (total >> precision).clamp_(0, 255).to(torch.uint8)
 
 
 @lru_cache(maxsize=32)
+def _taps_on(device: torch.device, size_in: int, size_out: int) -> tuple[Tensor, Tensor, int]:
+    """As `_taps`, kept on the device, so that a step copies none."""
+    positions, weights, precision = _taps(size_in, size_out)
+    return positions.to(device), weights.to(device), precision
+
+
 def _taps(size_in: int, size_out: int) -> tuple[Tensor, Tensor, int]:
     """Positions (K, size_out) int64, integer weights (K, size_out) int32, and the weights' precision in bits.
 

@@ -16,6 +16,7 @@ ACTIONS. How far an action follows its tokens is the network's affair, and measu
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import torch
 from lerobot.configs.default import DatasetConfig
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.datasets import factory
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.datasets.video_utils import get_safe_default_video_backend
 from lerobot.envs.utils import preprocess_observation
 from lerobot.policies.factory import make_pre_post_processors
@@ -162,6 +164,10 @@ class Sources:
     def __init__(self, root: Path, caches: Path, **settings: Any) -> None:
         self.root, self.caches, self.settings = root, caches, settings
 
+    @cached_property
+    def dataset(self) -> LeRobotDataset:
+        return open_dataset(self.root, **self.settings)
+
     def precompute(self, dtype: str, pool: int) -> None:
         precompute(
             PrecomputeSettings(
@@ -189,7 +195,7 @@ class Sources:
 
     def sensed(self, row: int = ROW) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Frame `row` of each camera as a simulator or a robot has it, uint8 (H, W, 3), and the state (3,)."""
-        item = open_dataset(self.root, **self.settings)[row]
+        item = self.dataset[row]
         cameras = [key for key in item if key.startswith("observation.image")]
         frames = {key: item[key].permute(1, 2, 0).numpy().copy() for key in cameras}
         if frames[cameras[0]].dtype != np.uint8:  # LeRobot reads stored images as floats
