@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torch.utils.data._utils.collate import default_collate_fn_map
 
 from lerobot_theia.cache import FeatureCache
+from lerobot_theia.data.batch import Batch, empty
 from lerobot_theia.data.columns import tensor_columns
 from lerobot_theia.data.keys import frame_key, scale_key, tokens_key
 from lerobot_theia.data.windows import EpisodeRows
@@ -28,13 +28,6 @@ if TYPE_CHECKING:
 
 _MAIN_PROCESS_ONLY = ("meta", "hf_dataset", "absolute_to_relative_idx")
 """Loader workers need neither metadata nor parquet; leaving them out makes a worker start in seconds."""
-
-
-class Batch(dict):
-    """A collated batch. `default_collate` takes it as it is instead of stacking samples again."""
-
-
-default_collate_fn_map[Batch] = lambda batches, **_: dict(batches[0])
 
 
 class FeatureDataset(Dataset):
@@ -137,7 +130,7 @@ class FeatureDataset(Dataset):
         frames = self._absolute[rows]
         if self.on_device:
             return {frame_key(name): torch.from_numpy(frames)}
-        stored = self._source.gather_stored(camera, frames.reshape(-1))
+        stored = self._source.gather_stored(camera, frames.reshape(-1), empty)
         tokens = {tokens_key(name): stored.tokens.view(*rows.shape, *stored.tokens.shape[1:])}
         if stored.scale is not None:
             tokens[scale_key(name)] = stored.scale.view(*rows.shape, *stored.scale.shape[1:])

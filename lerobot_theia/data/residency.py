@@ -20,6 +20,7 @@ from torch import Tensor
 from lerobot_theia.cache import CacheError, FeatureCache
 from lerobot_theia.cache.manifest import num_shards
 from lerobot_theia.cache.plan import format_bytes
+from lerobot_theia.cache.reader import Empty, new_tensor
 from lerobot_theia.cache.storage import StoredTokens, bytes_per_frame
 
 logger = logging.getLogger(__name__)
@@ -39,8 +40,15 @@ class LoadedTokens:
     tables: dict[str, StoredTokens]
     """Per camera, tokens (frames, N, D) and scales (frames, N), by absolute frame index."""
 
-    def gather_stored(self, camera: str, indices: np.ndarray) -> StoredTokens:
-        return self.take(camera, torch.from_numpy(indices))
+    def gather_stored(self, camera: str, indices: np.ndarray, empty: Empty = new_tensor) -> StoredTokens:
+        """`empty(shape, dtype)` makes the tensors they are copied into."""
+        rows = torch.from_numpy(indices)
+
+        def taken(table: Tensor) -> Tensor:
+            return torch.index_select(table, 0, rows, out=empty((len(rows), *table.shape[1:]), table.dtype))
+
+        table = self.tables[camera]
+        return StoredTokens(taken(table.tokens), None if table.scale is None else taken(table.scale))
 
     def __deepcopy__(self, memo: dict) -> Self:
         """Copies of a policy (for averaging, say) share its tokens."""
