@@ -36,7 +36,7 @@ def main() -> None:
     datasets = {
         "disk": FeatureDataset(videos, cache, cameras),
         "memory": FeatureDataset(videos, cache, cameras, tokens=in_memory),
-        "device-indices": FeatureDataset(videos, cache, cameras, tokens=in_memory, on_device=True),
+        "device-indices": FeatureDataset(videos, cache, cameras, on_device=in_memory.frames),
         "lerobot-video": videos,
     }
     few, many = (1, 2) if chosen.quick else (3, 150)

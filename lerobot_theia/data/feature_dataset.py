@@ -2,7 +2,7 @@
 
 Items are those of the LeRobotDataset it is made from, except that a camera's frames are replaced by its tokens,
 under `tokens_key(camera)`: (N, D), or (S, N, D) with delta timestamps; or, where the policy has the tokens on its
-device, by frame indices under `frame_key(camera)`. Nothing is decoded, and nothing is read
+device, by their rows there under `frame_key(camera)`. Nothing is decoded, and nothing is read
 from parquet after construction.
 """
 
@@ -24,7 +24,7 @@ from lerobot_theia.data.windows import EpisodeRows
 if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    from lerobot_theia.data.residency import LoadedTokens
+    from lerobot_theia.data.residency import FrameRuns, LoadedTokens
 
 _MAIN_PROCESS_ONLY = ("meta", "hf_dataset", "absolute_to_relative_idx")
 """Loader workers need neither metadata nor parquet; leaving them out makes a worker start in seconds."""
@@ -39,7 +39,7 @@ class FeatureDataset(Dataset):
         cameras: Cameras to serve, by their name in the dataset, with the name the policy knows them by
             (they differ under `--rename_map`).
         tokens: Where to gather from: the cache itself (None) or what was loaded from it.
-        on_device: The policy has the tokens on its device; serve frame indices under `frame_key(camera)` instead.
+        on_device: The policy has the tokens of these frames on its device; serve their rows instead.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class FeatureDataset(Dataset):
         cameras: dict[str, str],
         *,
         tokens: LoadedTokens | None = None,
-        on_device: bool = False,
+        on_device: FrameRuns | None = None,
     ) -> None:
         self.meta = dataset.meta
         self.hf_dataset = dataset.hf_dataset
@@ -128,8 +128,8 @@ class FeatureDataset(Dataset):
 
     def _tokens(self, camera: str, name: str, rows: np.ndarray) -> dict[str, Tensor]:
         frames = self._absolute[rows]
-        if self.on_device:
-            return {frame_key(name): torch.from_numpy(frames)}
+        if self.on_device is not None:
+            return {frame_key(name): torch.from_numpy(self.on_device.rows(frames))}
         stored = self._source.gather_stored(camera, frames.reshape(-1), empty)
         tokens = {tokens_key(name): stored.tokens.view(*rows.shape, *stored.tokens.shape[1:])}
         if stored.scale is not None:

@@ -14,7 +14,7 @@ def tokens_key(camera: str) -> str:
 
 
 def frame_key(camera: str) -> str:
-    """Absolute frame indices (B, [S]) int64, for tokens that are on the policy's device already."""
+    """Frames (B, [S]) int64 by their rows in the table of tokens that the policy has on its device already."""
     return f"{OBS_PREFIX}theia_frame.{camera.removeprefix(OBS_PREFIX)}"
 
 

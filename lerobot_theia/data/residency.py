@@ -2,12 +2,15 @@
 
 disk    memory-mapped shards; the page cache keeps what is read often
 memory  one tensor per camera, shared by all loader workers
-device  one tensor per camera where the policy is; the loader moves only frame indices
+device  one tensor per camera where the policy is; the loader moves only its rows' numbers
+
+In memory and on the device lie just the frames of the episodes that a run trains on or holds out.
 """
 
 import logging
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -34,15 +37,55 @@ SHARE_OF_DEVICE = 0.6
 
 
 @dataclass(frozen=True)
+class FrameRuns:
+    """Frames of a dataset, as runs that lie one behind the other in a table."""
+
+    start: np.ndarray
+    """(runs,) int64 first absolute frame index, ascending."""
+    stop: np.ndarray
+    """(runs,) one past the last."""
+
+    @classmethod
+    def all_of(cls, cache: FeatureCache) -> Self:
+        return cls(np.array([0]), np.array([len(cache)]))
+
+    @classmethod
+    def of_episodes(cls, frames_from: np.ndarray, frames_to: np.ndarray, episodes: Sequence[int]) -> Self:
+        """`frames_from`, `frames_to` are those of every episode of the dataset, in order."""
+        chosen = np.unique(episodes)
+        first = np.flatnonzero(np.diff(chosen, prepend=-2) != 1)
+        last = np.append(first[1:], len(chosen)) - 1
+        return cls(frames_from[chosen[first]], frames_to[chosen[last]])
+
+    def __len__(self) -> int:
+        return int((self.stop - self.start).sum())
+
+    def runs(self) -> Iterator[tuple[int, int, int]]:
+        """First absolute frame index, one past the last, and the row of the first."""
+        yield from zip(self.start.tolist(), self.stop.tolist(), self._first_rows().tolist(), strict=True)
+
+    def rows(self, frames: np.ndarray) -> np.ndarray:
+        """Rows of absolute frame indices, which must be among these."""
+        run = np.searchsorted(self.start, frames, side="right") - 1
+        return frames - self.start[run] + self._first_rows()[run]
+
+    def _first_rows(self) -> np.ndarray:
+        lengths = self.stop - self.start
+        return np.cumsum(lengths) - lengths
+
+
+@dataclass(frozen=True)
 class LoadedTokens:
-    """All frames of some cameras in memory; gathers as `FeatureCache` does."""
+    """Some frames of some cameras in memory; gathers as `FeatureCache` does."""
 
     tables: dict[str, StoredTokens]
-    """Per camera, tokens (frames, N, D) and scales (frames, N), by absolute frame index."""
+    """Per camera, tokens (rows, N, D) and scales (rows, N)."""
+    frames: FrameRuns
+    """Which frames the rows are."""
 
     def gather_stored(self, camera: str, indices: np.ndarray, empty: Empty = new_tensor) -> StoredTokens:
-        """`empty(shape, dtype)` makes the tensors they are copied into."""
-        rows = torch.from_numpy(indices)
+        """Tokens of frames `indices` (B,), absolute; `empty(shape, dtype)` makes the tensors they are copied into."""
+        rows = torch.from_numpy(self.frames.rows(indices))
 
         def taken(table: Tensor) -> Tensor:
             return torch.index_select(table, 0, rows, out=empty((len(rows), *table.shape[1:]), table.dtype))
@@ -54,40 +97,51 @@ class LoadedTokens:
         """Copies of a policy (for averaging, say) share its tokens."""
         return self
 
-    def take(self, camera: str, indices: Tensor) -> StoredTokens:
-        """Rows `indices` (B,), which lie where the tables do."""
+    def take(self, camera: str, rows: Tensor) -> StoredTokens:
+        """Rows (B,) of the tables, from an index that lies where they do."""
         table = self.tables[camera]
-        scale = None if table.scale is None else table.scale.index_select(0, indices)
-        return StoredTokens(table.tokens.index_select(0, indices), scale)
+        scale = None if table.scale is None else table.scale.index_select(0, rows)
+        return StoredTokens(table.tokens.index_select(0, rows), scale)
 
 
-def load_tokens(cache: FeatureCache, cameras: list[str], device: torch.device) -> LoadedTokens:
-    """Read whole shards, one after the other, into a tensor per camera."""
-    manifest = cache.manifest
+def load_tokens(
+    cache: FeatureCache, cameras: list[str], device: torch.device, frames: FrameRuns | None = None
+) -> LoadedTokens:
+    """Read `frames`, by default all, shard after shard into a tensor per camera."""
+    frames = FrameRuns.all_of(cache) if frames is None else frames
+    shard_frames = cache.manifest.shard_frames
     tables = {}
     for camera in cameras:
         parts: dict[str, Tensor] = {}
-        for shard in range(num_shards(len(cache), manifest.shard_frames)):
-            opened = cache.shard(camera, shard)
-            for name in ("tokens", "scale"):
-                if name in opened.tensors:
-                    part = opened.tensors[name]
+        for start, stop, row in frames.runs():
+            for shard in range(start // shard_frames, num_shards(stop, shard_frames)):
+                begin = shard * shard_frames
+                wanted = slice(max(start, begin), min(stop, begin + shard_frames))
+                # A reader of its own: the map of a shard ends with it.
+                tensors = FeatureCache(cache.path, cache.manifest).shard(camera, shard).tensors
+                for name in tensors.keys() & {"tokens", "scale"}:
+                    part = tensors[name][wanted.start - begin : wanted.stop - begin]
                     if name not in parts:
-                        shape = (len(cache), *part.shape[1:])
+                        shape = (len(frames), *part.shape[1:])
                         parts[name] = torch.empty(shape, dtype=part.dtype, device=device)
-                    parts[name][opened.key.start : opened.key.start + opened.key.frames].copy_(part)
+                    parts[name][row + wanted.start - start : row + wanted.stop - start].copy_(part)
         tables[camera] = StoredTokens(parts["tokens"], parts.get("scale"))
-    return LoadedTokens(tables)
+    return LoadedTokens(tables, frames)
 
 
 def choose_residency(
-    asked: str, cache: FeatureCache, cameras: list[str], device: torch.device, num_workers: int = 0
+    asked: str,
+    cache: FeatureCache,
+    cameras: list[str],
+    frames: int,
+    device: torch.device,
+    num_workers: int = 0,
 ) -> str:
-    """`disk`, `memory` or `device`; logs how it came to that.
+    """`disk`, `memory` or `device` for so many frames of a cache; logs how it came to that.
 
     Raises CacheError, with both numbers and before anything is loaded, when what was asked for does not fit.
     """
-    size = bytes_per_frame(*cache.token_shape, cache.manifest.layout.dtype) * len(cache) * len(cameras)
+    size = bytes_per_frame(*cache.token_shape, cache.manifest.layout.dtype) * frames * len(cameras)
     memory = free_memory(num_workers)
     # Without an accelerator the policy's device is this machine's memory.
     on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
@@ -105,14 +159,15 @@ def choose_residency(
             raise CacheError(
                 f"--policy.cache_residency={asked} needs {format_bytes(size)}, {format_bytes(free)} are free"
                 + (f" in {SHARED_MEMORY}, where {num_workers} workers share it" if num_workers else "")
-                + ". Use disk, int8 tokens or pooling, or fewer cameras"
+                + ". Use disk, int8 tokens or pooling, or fewer cameras or episodes"
             )
     logger.info(
-        "cache_residency=%s: %s (%s of tokens, %s of memory free%s; auto takes at most %d %% of memory, and only without "
+        "cache_residency=%s: %s (%s of tokens of %d frames, %s of memory free%s; auto takes at most %d %% of memory, and only without "
         "workers, or %d %% of an accelerator)",
         asked,
         chosen,
         format_bytes(size),
+        frames,
         format_bytes(memory),
         f", {format_bytes(on_device)} on {device}" if device.type == "cuda" else "",
         100 * SHARE_OF_MEMORY,

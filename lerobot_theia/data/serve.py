@@ -1,10 +1,12 @@
 """Decide where a training run's tokens come from, and hand out its datasets."""
 
+import itertools
 import logging
 import os
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.configs.types import FeatureType
@@ -17,7 +19,7 @@ from lerobot_theia.cache.reader import MEND
 from lerobot_theia.cache.root import resolve_cache_root
 from lerobot_theia.cache.source import select_cameras
 from lerobot_theia.data.feature_dataset import FeatureDataset
-from lerobot_theia.data.residency import LoadedTokens, choose_residency, load_tokens
+from lerobot_theia.data.residency import FrameRuns, LoadedTokens, choose_residency, load_tokens
 from lerobot_theia.data.resume import StepSeeds
 from lerobot_theia.data.settings import FeatureSettings
 from lerobot_theia.data.token_statistics import statistics_of_cache, statistics_of_sample
@@ -92,20 +94,25 @@ def serve_cache(
     if settings.pretrained_path is None:  # type: ignore[attr-defined]
         train.meta.stats.update(statistics_of_cache(cache, cameras))
     device = torch.device(settings.device)  # type: ignore[attr-defined]
-    residency = choose_residency(settings.cache_residency, cache, list(cameras), device, num_workers)
+    frames = frames_of(train.meta, *(dataset for dataset in (train, held_out) if dataset is not None))
+    residency = choose_residency(
+        settings.cache_residency, cache, list(cameras), len(frames), device, num_workers
+    )
     in_memory = None
     if residency == "memory":
-        in_memory = load_tokens(cache, list(cameras), torch.device("cpu"))
+        in_memory = load_tokens(cache, list(cameras), torch.device("cpu"), frames)
     elif residency == "device":
-        on_device = load_tokens(cache, list(cameras), device)
+        on_device = load_tokens(cache, list(cameras), device, frames)
         # The policy is made from these settings and finds its tokens there, under its own names of the cameras.
         settings.tokens_on_device = LoadedTokens(  # type: ignore[attr-defined]
-            {name: on_device.tables[camera] for camera, name in cameras.items()}
+            {name: on_device.tables[camera] for camera, name in cameras.items()}, frames
         )
     served, held = (
         None
         if dataset is None
-        else FeatureDataset(dataset, cache, cameras, tokens=in_memory, on_device=residency == "device")
+        else FeatureDataset(
+            dataset, cache, cameras, tokens=in_memory, on_device=frames if residency == "device" else None
+        )
         for dataset in (train, held_out)
     )
     return served, held
@@ -122,6 +129,15 @@ def verify(cache: FeatureCache) -> None:
             "\n".join([*problems, f"{len(problems)} shard(s) of {cache.path} are damaged. {MEND}"])
         )
     logger.info("Theia features: every byte of the cache is as it was written")
+
+
+def frames_of(meta: LeRobotDatasetMetadata, *datasets: Any) -> FrameRuns:
+    """The frames of the episodes that any of `datasets` has."""
+    frames_from, frames_to = (
+        np.asarray(meta.episodes[f"dataset_{side}_index"], dtype=np.int64) for side in ("from", "to")
+    )
+    chosen = [range(meta.total_episodes) if each.episodes is None else each.episodes for each in datasets]
+    return FrameRuns.of_episodes(frames_from, frames_to, [*itertools.chain.from_iterable(chosen)])
 
 
 def why_online(cfg: TrainPipelineConfig) -> str | None:

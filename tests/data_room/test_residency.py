@@ -1,21 +1,25 @@
 """`--policy.cache_residency`: the same tokens wherever they are, and a clear answer where they do not fit."""
 
+import contextlib
 import logging
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy
 
 from lerobot_theia.cache import CacheError, FeatureCache
 from lerobot_theia.data.feature_dataset import FeatureDataset
 from lerobot_theia.data.keys import frame_key, scale_key, tokens_key
-from lerobot_theia.data.residency import choose_residency, load_tokens
-from lerobot_theia.data.serve import serve_features
+from lerobot_theia.data.residency import FrameRuns, LoadedTokens, choose_residency, load_tokens
+from lerobot_theia.data.serve import frames_of, serve_features
 from tests.data_room.conftest import act, cache_of, train_config
 from tests.data_room.test_serve import lerobots_own
 from tests.datasets import CAMERAS, open_dataset
@@ -39,29 +43,99 @@ def memory_of(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
 
 
+def selected(cache: FeatureCache, plain: LeRobotDataset) -> LoadedTokens:
+    return load_tokens(cache, list(CAMERAS), CPU, frames_of(plain.meta, plain))
+
+
 def test_memory_serves_the_batches_that_disk_serves(cache: FeatureCache, plain: LeRobotDataset) -> None:
     rows = [5, 0, 5, 7, 2]
     disk = FeatureDataset(plain, cache, SAME_NAMES).gather(rows)
-    memory = FeatureDataset(plain, cache, SAME_NAMES, tokens=load_tokens(cache, list(CAMERAS), CPU)).gather(
-        rows
-    )
-    assert disk.keys() == memory.keys()
-    for key, value in disk.items():
-        assert torch.equal(value, memory[key]) if isinstance(value, torch.Tensor) else value == memory[key]
+    for loaded in (load_tokens(cache, list(CAMERAS), CPU), selected(cache, plain)):
+        memory = FeatureDataset(plain, cache, SAME_NAMES, tokens=loaded).gather(rows)
+        assert disk.keys() == memory.keys()
+        for key, value in disk.items():
+            assert (
+                torch.equal(value, memory[key]) if isinstance(value, torch.Tensor) else value == memory[key]
+            )
 
 
-def test_device_moves_only_indices_and_the_policy_finds_the_same_tokens(
+def test_device_moves_only_rows_and_the_policy_finds_the_same_tokens(
     cache: FeatureCache, plain: LeRobotDataset
 ) -> None:
     rows = [5, 0, 5, 7, 2]
-    loaded = load_tokens(cache, list(CAMERAS), CPU)
+    loaded = selected(cache, plain)
     disk = FeatureDataset(plain, cache, SAME_NAMES).gather(rows)
-    batch = FeatureDataset(plain, cache, SAME_NAMES, on_device=True).gather(rows)
+    batch = FeatureDataset(plain, cache, SAME_NAMES, on_device=loaded.frames).gather(rows)
     for camera in CAMERAS:
         assert tokens_key(camera) not in batch
         assert scale_key(camera) not in batch
         stored = loaded.take(camera, batch[frame_key(camera)].flatten())
         assert torch.equal(stored.tokens.view(disk[tokens_key(camera)].shape), disk[tokens_key(camera)])
+
+
+class TestSelectedFrames:
+    """The dataset's episodes have 3, 2, 4, 2 and 4 frames."""
+
+    @settings(max_examples=50, deadline=None, derandomize=True)
+    @given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=8), data=st.data())
+    def test_rows_count_the_frames_of_the_selected_episodes(self, lengths: list[int], data: Any) -> None:
+        episodes = data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1))
+        stops = np.cumsum(lengths)
+        starts = stops - lengths
+        runs = FrameRuns.of_episodes(starts, stops, episodes)
+        wanted = np.concatenate([np.arange(starts[each], stops[each]) for each in sorted(set(episodes))])
+        assert len(runs) == len(wanted)
+        np.testing.assert_array_equal(runs.rows(wanted), np.arange(len(wanted)))
+
+    @pytest.mark.parametrize("residency", ["memory", "device"])
+    def test_only_their_tokens_are_loaded(
+        self, residency: str, rich_dataset: Path, rich_cache: FeatureCache, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        policy = act(
+            cache_root=str(rich_cache.path.parents[1]),
+            token_pool=7,
+            features="cached",
+            cache_residency=residency,
+        )
+        config = train_config(rich_dataset, policy, episodes=[0, 3, 4], eval_split=0.4)
+        train, held_out = serve_features(config, lerobots_own)
+        loaded = policy.tokens_on_device if residency == "device" else train._source
+        for camera in CAMERAS:
+            assert torch.equal(loaded.tables[camera].tokens[:3], rich_cache.gather(camera, range(3)))
+            assert torch.equal(loaded.tables[camera].tokens[3:], rich_cache.gather(camera, range(9, 15)))
+        assert "27.65 kB of tokens of 9 frames" in caplog.text
+        if residency == "memory":
+            assert held_out._source is train._source
+        assert sorted([*train.episodes, *held_out.episodes]) == [0, 3, 4]
+
+    def test_what_fits_is_counted_in_them(
+        self, rich_dataset: Path, rich_cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        size = 2 * 4 * 192 * 2  # cameras x tokens x channels x bytes, of one frame
+        memory_of(monkeypatch, 3 * size)
+        root = str(rich_cache.path.parents[1])
+        for episodes, fits in (([0], True), ([2], False)):
+            policy = act(cache_root=root, token_pool=7, features="cached", cache_residency="memory")
+            config = train_config(rich_dataset, policy, episodes=episodes)
+            with (
+                contextlib.nullcontext()
+                if fits
+                else pytest.raises(CacheError, match="cache_residency=memory needs")
+            ):
+                serve_features(config, lerobots_own)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the kernel lists no maps")
+def test_loading_leaves_no_shard_mapped(cache: FeatureCache) -> None:
+    def maps() -> int:
+        return Path("/proc/self/maps").read_text().count(str(cache.path))
+
+    opened, before = FeatureCache.open(cache.path), maps()
+    load_tokens(opened, list(CAMERAS), CPU)
+    assert maps() == before
+    opened.gather(next(iter(CAMERAS)), [0])
+    assert maps() > before
 
 
 @pytest.mark.parametrize("residency", ["disk", "memory", "device"])
@@ -97,11 +171,11 @@ def test_auto_takes_memory_if_half_of_it_is_enough_and_says_why(
     size = 2 * len(rich_cache) * 4 * 192 * 2  # cameras x frames x tokens x channels x bytes
     caplog.set_level(logging.INFO)
     memory_of(monkeypatch, 2 * size)
-    assert choose_residency("auto", rich_cache, list(CAMERAS), CPU) == "memory"
+    assert choose_residency("auto", rich_cache, list(CAMERAS), len(rich_cache), CPU) == "memory"
     memory_of(monkeypatch, 2 * size - 1)
-    assert choose_residency("auto", rich_cache, list(CAMERAS), CPU) == "disk"
+    assert choose_residency("auto", rich_cache, list(CAMERAS), len(rich_cache), CPU) == "disk"
     memory_of(monkeypatch, 100 * size)
-    assert choose_residency("auto", rich_cache, list(CAMERAS), CPU, num_workers=2) == "disk"
+    assert choose_residency("auto", rich_cache, list(CAMERAS), len(rich_cache), CPU, num_workers=2) == "disk"
     assert "kB of tokens" in caplog.text
     assert "of memory free" in caplog.text
 
@@ -124,7 +198,7 @@ def test_processes_of_one_machine_share_its_memory(
     size = 2 * len(rich_cache) * 4 * 192 * 2
     memory_of(monkeypatch, 2 * size)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert choose_residency("auto", rich_cache, list(CAMERAS), CPU) == "disk"
+    assert choose_residency("auto", rich_cache, list(CAMERAS), len(rich_cache), CPU) == "disk"
 
 
 def test_an_unknown_residency_lists_the_known_ones() -> None:
