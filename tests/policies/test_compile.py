@@ -5,7 +5,9 @@ import logging
 import pytest
 import torch
 
-from tests.policies.conftest import CLASSES, POLICIES, make_policy, training_batch, with_tokens
+from lerobot_theia.encoder import names
+from lerobot_theia.encoder.backbone import Backbone
+from tests.policies.conftest import CLASSES, POLICIES, make_policy, observation, training_batch, with_tokens
 
 
 def loss_of(policy, batch) -> torch.Tensor:
@@ -31,14 +33,41 @@ def test_a_compiled_policy_is_the_same_policy(kind, caplog, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("kind", POLICIES)
+def test_a_compiled_policy_acts_the_same_and_encodes_compiled_too(kind, caplog, monkeypatch):
+    capture, captured = torch.compile, []
+
+    def compile_and_count(forward, mode):
+        captured.append(type(forward.__self__))
+        return capture(forward, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", compile_and_count)
+    steps = {"num_inference_steps": 2} if kind == "theia_diffusion" else {}
+    eager, compiled = (make_policy(kind, compile_model=each, **steps).eval() for each in (False, True))
+    assert len(captured) == 2
+    assert Backbone in captured
+    for size in (1, 2):  # another number of environments is another shape
+        actions = []
+        for policy in (eager, compiled):
+            policy.reset()
+            torch.manual_seed(1)
+            with torch.inference_mode():
+                actions.append(policy.select_action(observation(policy, size)))
+        torch.testing.assert_close(*actions, rtol=1e-4, atol=1e-5)
+    assert "running eagerly" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", POLICIES)
 def test_where_it_does_not_compile_it_warns_once_and_runs_eagerly(kind, caplog, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
+    monkeypatch.setattr(names, "_noticed", set())
     caplog.set_level(logging.WARNING)
     policy = make_policy(kind, compile_model=True).train()
-    batch = with_tokens(training_batch(policy), policy, torch.float16)
+    batch = with_tokens(
+        training_batch(policy), policy, torch.float16
+    )  # by the encoder, which does not compile either
     first, second = loss_of(policy, batch), loss_of(policy, batch)
     assert first == second == loss_of(make_policy(kind).train(), batch)
     assert caplog.text.count("not compiled, running eagerly: no compiler here") == 1

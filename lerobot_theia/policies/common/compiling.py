@@ -1,13 +1,12 @@
 """torch.compile with a way back."""
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-logger = logging.getLogger(__name__)
+from lerobot_theia.encoder.names import notice_once
 
 
 class CompiledForward:
@@ -25,8 +24,9 @@ class CompiledForward:
             try:
                 return self.compiled(*args, **kwargs)
             except Exception as error:
-                # An error of the network itself comes again, and plainly, from the eager call.
-                logger.warning("compile_model: not compiled, running eagerly: %s", error)
+                # An error of the network itself comes again, and plainly, from the eager call. The encoder and the
+                # network usually fail for the same reason, which is told once.
+                notice_once(f"compile_model: not compiled, running eagerly: {error}")
                 self.compiled = None
         return self.eager(*args, **kwargs)
 

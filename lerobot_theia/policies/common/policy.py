@@ -17,6 +17,7 @@ from lerobot_theia.encoder.names import (
     notice_once,
     untrained_warning,
 )
+from lerobot_theia.policies.common.compiling import compile_forward
 from lerobot_theia.policies.common.features import FrozenFeatures, has_tokens
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ class TheiaPolicy(PreTrainedPolicy):
                 config.encoder, revision=config.encoder_revision, translators=False
             )
             config.encoder_spec = encoder.spec
+        if config.compile_model:
+            compile_forward(encoder.backbone, config.compile_mode)
         # Left there by the seam, for this policy only.
         on_device = config.__dict__.pop("tokens_on_device", None)
         self.step_seeds: StepSeeds | None = config.__dict__.pop("step_seeds", None)

@@ -21,7 +21,8 @@ class TheiaACTConfig(FeatureSettings, ACTConfig):
     All of `ACTConfig` but its ResNet settings, and all of `FeatureSettings`. Cameras may differ in size.
 
     Args:
-        compile_model: Compile the network with torch.compile; eager, with a warning, where that fails.
+        compile_model: Compile the network, and the encoder where frames are encoded, with torch.compile; eager, with a
+            warning, where that fails.
         compile_mode: Mode of torch.compile, as in LeRobot's diffusion policy.
     """
 
