@@ -69,7 +69,7 @@ def serve_features(cfg: TrainPipelineConfig, original: Callable[[Any], tuple]) -
         if cache is not None:
             statistics = statistics_of_cache(cache, cameras)
         else:
-            encoder = load_encoder(settings).to(settings.device)  # type: ignore[attr-defined]
+            encoder = loaded_encoder(settings).to(settings.device)  # type: ignore[attr-defined]
             statistics = statistics_of_sample(train, encoder, cameras, settings.token_pool)
         train.meta.stats.update(statistics)
     return train, held_out
@@ -187,10 +187,13 @@ def encoder_spec(settings: FeatureSettings) -> EncoderSpec:
     """A checkpoint knows its encoder; otherwise its weights must be read to know which it is."""
     if settings.pretrained_path is not None and settings.encoder_spec is not None:  # type: ignore[attr-defined]
         return settings.encoder_spec
-    return load_encoder(settings).spec
+    return loaded_encoder(settings).spec
 
 
-def load_encoder(settings: FeatureSettings) -> TheiaEncoder:
-    return TheiaEncoder.from_pretrained(
-        settings.encoder, revision=settings.encoder_revision, translators=False
-    )
+def loaded_encoder(settings: FeatureSettings) -> TheiaEncoder:
+    """Loaded once, and left for the policy that is made from these settings."""
+    if not hasattr(settings, "loaded_encoder"):
+        settings.loaded_encoder = TheiaEncoder.from_pretrained(  # type: ignore[attr-defined]
+            settings.encoder, revision=settings.encoder_revision, translators=False
+        )
+    return settings.loaded_encoder  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ import pytest
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.act.configuration_act import ACTConfig
+from lerobot.policies.factory import make_policy
 
 from lerobot_theia.cache import CacheDamagedError, CacheMismatchError, FeatureCache
 from lerobot_theia.data import seam
@@ -161,6 +162,23 @@ class TestOnline:
         config = train_config(rich_dataset, act(cache_root=root, token_pool=7))
         config.dataset.image_transforms.enable = True
         assert isinstance(serve_features(config, lerobots_own)[0], LeRobotDataset)
+
+
+@pytest.mark.parametrize("features", ["online", "cached"])
+def test_a_run_loads_its_encoder_once(
+    features: str, rich_dataset: Path, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To know which it is, for statistics, and for the policy."""
+    loads, real = [], TheiaEncoder.from_pretrained
+    monkeypatch.setattr(
+        TheiaEncoder, "from_pretrained", lambda *args, **kw: loads.append(args) or real(*args, **kw)
+    )
+    policy = act(features=features, cache_root=root if features == "cached" else str(tmp_path), token_pool=7)
+    train, _ = serve_features(train_config(rich_dataset, policy), lerobots_own)
+    first = make_policy(policy, ds_meta=train.meta)
+    assert len(loads) == 1
+    second = make_policy(policy, ds_meta=train.meta)
+    assert second.features.encoder is not first.features.encoder
 
 
 class TestCameras:

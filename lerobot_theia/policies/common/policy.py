@@ -36,18 +36,19 @@ class TheiaPolicy(PreTrainedPolicy):
         """A checkpoint's encoder is built by its description and filled by the checkpoint's weights; a new policy's is
         loaded, and its statistics are those that the dataset's seam left in `dataset_stats`."""
         config = self.config
+        # Left there by the seam, for this policy only.
+        loaded = config.__dict__.pop("loaded_encoder", None)
+        on_device = config.__dict__.pop("tokens_on_device", None)
+        self.step_seeds: StepSeeds | None = config.__dict__.pop("step_seeds", None)
         if from_checkpoint:
             encoder = TheiaEncoder.from_spec(carried_encoder(config))
         else:
-            encoder = TheiaEncoder.from_pretrained(
+            encoder = loaded or TheiaEncoder.from_pretrained(
                 config.encoder, revision=config.encoder_revision, translators=False
             )
             config.encoder_spec = encoder.spec
         if config.compile_model:
             compile_forward(encoder.backbone, config.compile_mode)
-        # Left there by the seam, for this policy only.
-        on_device = config.__dict__.pop("tokens_on_device", None)
-        self.step_seeds: StepSeeds | None = config.__dict__.pop("step_seeds", None)
         features = FrozenFeatures(encoder, list(config.image_features), config.token_pool, on_device)
         if not from_checkpoint:
             features.set_statistics(dataset_stats or {})
