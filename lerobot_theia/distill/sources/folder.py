@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from lerobot_theia.distill.errors import DistillError, UnreadableError
 from lerobot_theia.distill.frames import SPLITS, TRAIN, VALIDATION, Frame, Item
 from lerobot_theia.distill.licenses import required
-from lerobot_theia.distill.sources.interface import Column, as_rgb, stamp_of_files
+from lerobot_theia.distill.sources.interface import Column, as_rgb, reason_of, stamp_of_files
 
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"val": VALIDATION, "valid": VALIDATION, "training": TRAIN}
 
@@ -96,4 +96,4 @@ def read_image(file: Any) -> Frame | UnreadableError:
     except FileNotFoundError:
         return UnreadableError("there is no such file")
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        return UnreadableError(" ".join(f"{type(error).__name__}: {error}".split())[:200])
+        return UnreadableError(reason_of(error))

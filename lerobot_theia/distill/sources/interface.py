@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import UnidentifiedImageError
 
 from lerobot_theia.distill.errors import UnreadableError
 from lerobot_theia.distill.frames import Frame, Item
@@ -66,7 +67,15 @@ def stamp_of_files(paths: Sequence[Path]) -> str:
 
 def as_rgb(image: Any, what: str) -> np.ndarray:
     """(H, W, 3) uint8 of what PIL opened. Raises UnreadableError for anything that is no picture."""
-    array = np.asarray(image.convert("RGB"))
+    array = np.array(image.convert("RGB"))
     if array.ndim != 3 or 0 in array.shape:
         raise UnreadableError(f"{what}: an image of shape {array.shape}")
     return array
+
+
+def reason_of(error: Exception) -> str:
+    """Why something cannot be read, in one line and without paths of this machine."""
+    text = getattr(error, "strerror", None) or (
+        "" if isinstance(error, UnidentifiedImageError) else str(error)
+    )
+    return " ".join(f"{type(error).__name__}: {text}".split()).rstrip(": ")[:200]

@@ -13,7 +13,7 @@ from lerobot_theia.cache.source import image_shape, select_cameras
 from lerobot_theia.distill.errors import DistillError, UnreadableError
 from lerobot_theia.distill.frames import Frame, Item, split_by_group
 from lerobot_theia.distill.licenses import required
-from lerobot_theia.distill.sources.interface import Column, stamp_of_files
+from lerobot_theia.distill.sources.interface import Column, reason_of, stamp_of_files
 from lerobot_theia.encoder.preprocess import to_uint8
 
 
@@ -88,8 +88,8 @@ class LeRobotSource:
                 row = self._dataset[index]
                 frames = [to_uint8(row[camera][None])[0].permute(1, 2, 0).numpy() for camera in cameras]
             except Exception as error:  # decoders raise whatever they like
-                reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                yield from (UnreadableError(f"frame {index} does not decode: {reason}") for _ in cameras)
+                problem = f"frame {index} does not decode: {reason_of(error)}"
+                yield from (UnreadableError(problem) for _ in cameras)
                 continue
             yield from (Frame(np.ascontiguousarray(frame)) for frame in frames)
 

@@ -13,7 +13,7 @@ import av
 from lerobot_theia.distill.errors import DistillError, UnreadableError
 from lerobot_theia.distill.frames import Frame, Item, split_by_group
 from lerobot_theia.distill.licenses import required
-from lerobot_theia.distill.sources.interface import Column, stamp_of_files
+from lerobot_theia.distill.sources.interface import Column, reason_of, stamp_of_files
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 EARLY_S = 1e-3
@@ -126,6 +126,6 @@ def frames_at(video: Path, times: Sequence[float]) -> Iterator[Frame | Unreadabl
                 if not waiting:
                     return
     except (av.FFmpegError, OSError, IndexError, ValueError) as error:
-        problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        problem = reason_of(error)
     for at in waiting:
         yield UnreadableError(f"{at:.2f} s of {video.name}: {problem}")

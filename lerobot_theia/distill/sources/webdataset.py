@@ -14,7 +14,7 @@ from lerobot_theia.distill.errors import DistillError, UnreadableError
 from lerobot_theia.distill.frames import TRAIN, VALIDATION, Frame, Item, split_by_group
 from lerobot_theia.distill.licenses import required
 from lerobot_theia.distill.sources.folder import read_image
-from lerobot_theia.distill.sources.interface import Column, stamp_of_files
+from lerobot_theia.distill.sources.interface import Column, reason_of, stamp_of_files
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class WebdatasetSource:
                     file.seek(member.offset)
                     data = file.read(member.size)
             except OSError as error:
-                yield UnreadableError(f"{member.shard}: {error.strerror or error}")
+                yield UnreadableError(f"{member.shard.name}: {reason_of(error)}")
                 continue
             yield read_image(io.BytesIO(data))
 

@@ -1,0 +1,132 @@
+"""Extracted features: kept once, in bfloat16, with statistics; resumed, checked, never of another teacher."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lerobot_theia.distill import pack as packing
+from lerobot_theia.distill.errors import DistillError
+from lerobot_theia.distill.features import StoredFeatures, extract
+from lerobot_theia.distill.frames import Frames
+from lerobot_theia.distill.pack import PackedSource, PackSettings, pack
+from lerobot_theia.distill.sources.folder import FolderSource
+
+CPU = torch.device("cpu")
+
+
+class Teacher:
+    """Average colours of a 16x16 grid, in `channels` channels; counts the images it sees."""
+
+    name = "test/colours"
+    license = "apache-2.0"
+    needs: frozenset[str] = frozenset()
+    origin: Mapping[str, Any] = {}
+
+    def __init__(self, channels: int = 3, broken: bool = False) -> None:
+        self.feature_size = (channels, 16, 16)
+        self.seen, self.broken = 0, broken
+
+    def identity(self) -> Mapping[str, Any]:
+        return {"type": "colours"}
+
+    def to(self, device: torch.device) -> None: ...
+
+    def __call__(self, frames: Frames) -> Tensor:
+        self.seen += len(frames)
+        colours = torch.nn.functional.adaptive_avg_pool2d(frames.images.float(), 16) / 255
+        features = colours.repeat(1, -(-self.feature_size[0] // 3), 1, 1)[:, : self.feature_size[0]]
+        return features * torch.nan if self.broken else features
+
+    def picture(self, features: Tensor) -> None: ...
+
+
+@pytest.fixture
+def packed(picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackedSource:
+    monkeypatch.setattr(packing, "SHARD_ITEMS", 10)
+    source = FolderSource(name="pictures", path=picture_folder, license="cc0-1.0")
+    return pack(source, PackSettings(root=tmp_path / "packed", image_size=48), 0.0)
+
+
+def extracted(teacher: Teacher, packed: PackedSource, tmp_path: Path, **options: Any) -> StoredFeatures:
+    return extract(teacher, [packed], tmp_path / "features", device=CPU, batch_size=4, **options)  # type: ignore[arg-type]
+
+
+def test_features_are_kept_in_bfloat16(packed: PackedSource, tmp_path: Path) -> None:
+    teacher = Teacher()
+    stored = extracted(teacher, packed, tmp_path)
+    rows = [23, 0, 11, 11]
+    found = stored.gather(packed, rows)
+    assert found.dtype == torch.bfloat16 and found.shape == (4, 3, 16, 16)
+    assert torch.equal(found, teacher(packed.frames(rows)).to(torch.bfloat16))
+
+
+def test_statistics_are_over_all_positions_of_all_images(packed: PackedSource, tmp_path: Path) -> None:
+    teacher = Teacher()
+    standard = extracted(teacher, packed, tmp_path).standard()
+    values = teacher(packed.frames(range(24))).to(torch.bfloat16).double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(standard.mean.double(), values.mean(1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(standard.std.double(), values.std(1, correction=0), atol=1e-6, rtol=0)
+
+
+def test_an_extraction_resumes(packed: PackedSource, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(frames: int) -> None:
+        raise Stop
+
+    teacher = Teacher()
+    with pytest.raises(Stop):
+        extracted(teacher, packed, tmp_path, progress=stop)
+    assert teacher.seen == 10
+    extracted(teacher, packed, tmp_path)
+    assert teacher.seen == 24
+    extracted(teacher, packed, tmp_path)
+    assert teacher.seen == 24, "nothing is done twice"
+
+
+def test_damaged_shards_are_found_and_made_again(packed: PackedSource, tmp_path: Path) -> None:
+    teacher = Teacher()
+    stored = extracted(teacher, packed, tmp_path)
+    before = stored.gather(packed, range(24)).clone()
+    file = stored.path / "pictures" / "000001.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 1
+    file.write_bytes(data)
+    again = Teacher()
+    assert torch.equal(extracted(again, packed, tmp_path).gather(packed, range(24)), before)
+    assert again.seen == 10
+
+
+def test_changed_images_are_seen_again(picture_folder: Path, packed: PackedSource, tmp_path: Path) -> None:
+    extracted(Teacher(), packed, tmp_path)
+    (picture_folder / "a/15.png").write_bytes((picture_folder / "a/01.png").read_bytes())
+    source = FolderSource(name="pictures", path=picture_folder, license="cc0-1.0")
+    changed = pack(source, PackSettings(root=tmp_path / "packed", image_size=48), 0.0)
+    teacher = Teacher()
+    extracted(teacher, changed, tmp_path)
+    assert teacher.seen == 10
+
+
+def test_features_of_another_size_are_refused(packed: PackedSource, tmp_path: Path) -> None:
+    stored = extracted(Teacher(), packed, tmp_path)
+    with pytest.raises(DistillError, match=r"size \[4, 16, 16\], but its cache .* made with \[3, 16, 16\]"):
+        extracted(Teacher(channels=4), packed, tmp_path)
+    assert json.loads((stored.path / "teacher.json").read_text())["feature_size"] == [3, 16, 16]
+
+
+def test_a_teacher_that_does_not_keep_its_word(packed: PackedSource, tmp_path: Path) -> None:
+    teacher = Teacher()
+    teacher.feature_size = (5, 64, 64)
+    with pytest.raises(DistillError, match=r"says its features are \(5, 64, 64\), but gives \(5, 16, 16\)"):
+        extracted(teacher, packed, tmp_path)
+
+
+def test_features_that_are_not_finite_name_the_image(packed: PackedSource, tmp_path: Path) -> None:
+    with pytest.raises(DistillError, match=r"NaN or infinity for image .* of source 'pictures'"):
+        extracted(Teacher(broken=True), packed, tmp_path)

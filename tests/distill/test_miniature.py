@@ -1,0 +1,71 @@
+"""A student that learns: the miniature, from the command to an encoder that sees where the block is."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lerobot_theia.encoder import TheiaEncoder
+
+pytest.importorskip("gym_pusht")
+
+FALLS_BELOW = 0.2
+"""Of the validation loss before the first step; measured: 0.07."""
+
+
+def command(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "lerobot_theia.scripts.distill"]
+    if processes > 1:
+        launcher = ["-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}", *launcher]
+        launcher.remove("-m")
+        launcher[-2:] = ["--module", "lerobot_theia.scripts.distill"]
+        launcher.insert(0, "-m")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, *launcher, *arguments],
+        capture_output=True, text=True, env=environment, timeout=1800, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_miniature_learns(tmp_path: Path) -> None:
+    done = command("--config-name=miniature", f"output_dir={tmp_path}/run", f"cache_root={tmp_path}/cache")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "run/student/provenance.json").read_text())
+    first, last = found["validation"]["first"], found["validation"]["last"]
+    assert last["loss"] < FALLS_BELOW * first["loss"]
+    assert found["training"]["steps"] >= 2000
+    assert found["command"][1] == "--config-name=miniature"
+    assert TheiaEncoder.from_pretrained(tmp_path / "run/student").teachers == ("simulator/pusht",)
+
+
+SMALL = (
+    "corpus.sources.pusht.images=60", "corpus.sources.pusht.validation=0.2", "teachers.pusht.resolution=16",
+    "student.hidden_size=64", "student.num_layers=1", "training.epochs=null", "training.steps=3",
+    "training.batch_size=4", "training.stages=[{size: 32, share: 1}]", "training.pictures=0",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_several_processes_train_as_one(tmp_path: Path) -> None:
+    losses = []
+    for processes in (1, 2):
+        output = f"{tmp_path}/{processes}"
+        done = command(
+            *SMALL, f"output_dir={output}", f"cache_root={tmp_path}/cache", "device=cpu", processes=processes
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found = json.loads(Path(output, "student/provenance.json").read_text())
+        losses.append(found["validation"]["last"]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_errors_end_in_one_line(tmp_path: Path) -> None:
+    done = command(f"output_dir={tmp_path}/run", "corpus.sources.pusht.seed=100000")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("lerobot-theia-distill: pusht: seeds 100000")
+    assert "Traceback" not in done.stderr

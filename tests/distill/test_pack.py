@@ -1,0 +1,204 @@
+"""Packing: every source is read once, resumes where it stopped, and leaves nothing out in silence."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lerobot_theia.distill import pack as packing
+from lerobot_theia.distill.corpus import Corpus, Order
+from lerobot_theia.distill.errors import DistillError, UnreadableError
+from lerobot_theia.distill.frames import TRAIN, VALIDATION, Frame, split_by_group
+from lerobot_theia.distill.pack import PackedSource, PackSettings, pack
+from lerobot_theia.distill.sources.folder import FolderSource
+from lerobot_theia.encoder.resize import resize
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "SHARD_ITEMS", 5)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> PackSettings:
+    return PackSettings(root=tmp_path / "packed", image_size=48)
+
+
+def source(folder: Path, name: str = "pictures") -> FolderSource:
+    return FolderSource(name=name, path=folder, license="cc0-1.0")
+
+
+class Counting(FolderSource):
+    """Counts the images that are read."""
+
+    read_images = 0
+
+    def read(self, start: int, stop: int) -> Iterator[Frame | UnreadableError]:
+        for frame in super().read(start, stop):
+            type(self).read_images += 1
+            yield frame
+
+
+def counting(folder: Path) -> Counting:
+    Counting.read_images = 0
+    return Counting(name="pictures", path=folder, license="cc0-1.0")
+
+
+def files(packed: PackedSource) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(packed.path.glob("*.safetensors"))}
+
+
+def test_images_are_kept_as_the_student_will_see_them(picture_folder: Path, settings: PackSettings) -> None:
+    packed = pack(source(picture_folder), settings, 0.0)
+    assert len(packed) == 24 and len(packed.shards) == 5
+    assert packed.ids[1] == "a/01.png"
+    original = torch.from_numpy(np.asarray(Image.open(picture_folder / "a/01.png")).copy()).permute(2, 0, 1)
+    assert torch.equal(packed.frames([1]).images[0], resize(original[None], 48)[0])
+
+
+def test_any_rows_in_any_order(picture_folder: Path, settings: PackSettings) -> None:
+    packed = pack(source(picture_folder), settings, 0.0)
+    everything = packed.frames(range(24)).images
+    rows = [23, 0, 7, 7, 12, 1]
+    assert torch.equal(packed.frames(rows).images, everything[rows])
+
+
+def test_what_is_packed_is_not_read_again(picture_folder: Path, settings: PackSettings) -> None:
+    first = pack(counting(picture_folder), settings, 0.0)
+    assert Counting.read_images == 24
+    again = pack(counting(picture_folder), settings, 0.0)
+    assert Counting.read_images == 0
+    assert again.content_sha256 == first.content_sha256
+
+
+def test_an_interrupted_packing_resumes(picture_folder: Path, settings: PackSettings) -> None:
+    def stop_after_ten(done: int) -> None:
+        stop_after_ten.done += done  # type: ignore[attr-defined]
+        if stop_after_ten.done >= 10:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+    stop_after_ten.done = 0  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        pack(counting(picture_folder), settings, 0.0, stop_after_ten)
+    resumed = files(pack(counting(picture_folder), settings, 0.0))
+    assert Counting.read_images == 14
+    elsewhere = PackSettings(root=settings.root / "elsewhere", image_size=48)
+    assert resumed == files(pack(source(picture_folder), elsewhere, 0.0))
+
+
+def test_only_shards_of_changed_files_are_made_again(picture_folder: Path, settings: PackSettings) -> None:
+    before = pack(source(picture_folder), settings, 0.0)
+    Image.new("RGB", (40, 40), "red").save(picture_folder / "a/07.png")
+    after = pack(counting(picture_folder), settings, 0.0)
+    assert Counting.read_images == 5
+    assert after.content_sha256 != before.content_sha256
+    assert (after.frames([7]).images[0, 0] == 255).all()
+
+
+def test_damaged_shards_are_made_again(picture_folder: Path, settings: PackSettings) -> None:
+    packed = pack(source(picture_folder), settings, 0.0)
+    whole = files(packed)
+    file = packed.path / "000002.safetensors"
+    damaged = bytearray(whole[file.name])
+    damaged[-1] ^= 1
+    file.write_bytes(damaged)
+    (packed.path / "000001.safetensors").write_bytes(b"nothing of ours")
+    assert files(pack(counting(picture_folder), settings, 0.0)) == whole
+    assert Counting.read_images == 10
+
+
+def test_unreadable_images_are_listed_and_stop_the_run(picture_folder: Path, settings: PackSettings) -> None:
+    (picture_folder / "a/03.png").write_bytes(b"not a picture")
+    (picture_folder / "04.jpg").unlink()
+    with pytest.raises(
+        DistillError,
+        match=r"2 of 24 images .*a/03.png: UnidentifiedImageError; 04.jpg: there is no.*allow_skipped",
+    ):
+        pack(source(picture_folder), settings, 0.001)
+    packed = pack(source(picture_folder), settings, 0.1)
+    assert [entry.id for entry in packed.skipped] == ["a/03.png", "04.jpg"]
+    assert packed.skipped[1].reason == "there is no such file"
+    assert len(packed) == 22 and "04.jpg" not in packed.ids
+
+
+def test_a_mended_image_is_taken_in(picture_folder: Path, settings: PackSettings) -> None:
+    whole = (picture_folder / "a/03.png").read_bytes()
+    (picture_folder / "a/03.png").write_bytes(whole[:40])
+    with pytest.raises(DistillError, match=r"a/03.png"):
+        pack(source(picture_folder), settings, 0.0)
+    (picture_folder / "a/03.png").write_bytes(whole)
+    assert len(pack(source(picture_folder), settings, 0.0)) == 24
+
+
+def test_duplicates_are_listed_and_stop_the_run(picture_folder: Path, settings: PackSettings) -> None:
+    twin = (picture_folder / "a/05.png").read_bytes()
+    (picture_folder / "a/11.png").write_bytes(twin)
+    packed = pack(source(picture_folder), settings, 0.0)
+    with pytest.raises(DistillError, match=r"a/11.png: a duplicate of pictures/a/05.png"):
+        Corpus([packed])
+    corpus = Corpus([packed], allow_skipped=0.05)
+    assert [entry.id for entry in corpus.skipped] == ["pictures/a/11.png"]
+    left = {corpus.id(int(i)) for split in (TRAIN, VALIDATION) for i in corpus.indices[split]}
+    assert len(left) == 23 and "pictures/a/11.png" not in left
+
+
+def test_duplicates_are_found_across_sources(picture_folder: Path, settings: PackSettings) -> None:
+    both = [pack(source(picture_folder, name), settings, 0.0) for name in ("one", "two")]
+    with pytest.raises(DistillError, match=r"24 of 48 images .*two/00.jpg: a duplicate of one/00.jpg"):
+        Corpus(both)
+
+
+@pytest.mark.parametrize(("missing", "kept"), [("validation", "train"), ("train", "validation")])
+def test_a_split_without_images_is_an_error(
+    picture_folder: Path, settings: PackSettings, missing: str, kept: str
+) -> None:
+    manifest = picture_folder / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace(f",{missing}", f",{kept}"))
+    with pytest.raises(DistillError, match=f"no image is in the {missing} split of .'pictures'"):
+        Corpus([pack(source(picture_folder), settings, 0.0)])
+
+
+def test_a_source_without_images_is_an_error(picture_folder: Path, settings: PackSettings) -> None:
+    (picture_folder / "manifest.csv").write_text("path,split\n")
+    with pytest.raises(DistillError, match="'pictures' has no images"):
+        pack(source(picture_folder), settings, 0.0)
+
+
+# --- the order of images
+
+
+def test_an_epoch_is_every_training_image_once(picture_folder: Path, settings: PackSettings) -> None:
+    corpus = Corpus([pack(source(picture_folder), settings, 0.0)])
+    order = Order(corpus.epoch, batch_size=4, seed=0)
+    seen = np.concatenate([order.batch(step) for step in range(10)])  # 40 images, two epochs of 20
+    assert sorted(seen[:20]) == sorted(seen[20:]) == sorted(corpus.indices[TRAIN])
+    assert list(seen[:20]) != list(seen[20:])
+
+
+def test_batches_reach_across_epochs_and_depend_on_seed_and_step_only() -> None:
+    epoch = np.arange(10)
+    order = Order(epoch, batch_size=4, seed=3)
+    steps = [order.batch(step) for step in range(6)]
+    assert sorted(np.concatenate(steps)[:20]) == sorted([*epoch, *epoch])
+    assert np.array_equal(Order(epoch, 4, seed=3).batch(5), steps[5])
+    assert not np.array_equal(Order(epoch, 4, seed=4).batch(5), steps[5])
+    assert len(Order(epoch, 25, seed=0).batch(0)) == 25
+
+
+def test_a_repeated_source_comes_more_often(picture_folder: Path, settings: PackSettings) -> None:
+    corpus = Corpus([pack(source(picture_folder), settings, 0.0)], repeat={"pictures": 3})
+    assert len(corpus.epoch) == 60
+    assert len(corpus.indices[VALIDATION]) == 4
+
+
+def test_groups_stay_together_and_splits_are_never_empty() -> None:
+    splits = split_by_group(["b", "a", "a", "c"], 0.01, "test")
+    assert sorted(splits) == ["a", "b", "c"]
+    assert list(splits.values()).count(VALIDATION) == 1
+    assert split_by_group(["a", "b", "c", "d"], 0.01, "test") != {}
+    assert set(split_by_group(["only"], 0.5, "test").values()) <= {TRAIN, VALIDATION}
+    with pytest.raises(DistillError, match="validation is 1"):
+        split_by_group(["a"], 1.0, "test")

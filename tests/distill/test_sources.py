@@ -1,0 +1,262 @@
+"""Where images come from: what each kind of source reads, and what it refuses."""
+
+import importlib.abc
+import io
+import sys
+import tarfile
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from lerobot_theia.distill.errors import DistillError, UnreadableError
+from lerobot_theia.distill.frames import VALIDATION, Frame
+from lerobot_theia.distill.settings import make_source
+from lerobot_theia.distill.sources.folder import FolderSource
+from lerobot_theia.distill.sources.interface import Source
+from lerobot_theia.distill.sources.lerobot import LeRobotSource
+from lerobot_theia.distill.sources.mujoco import import_mujoco
+from lerobot_theia.distill.sources.video import VideoSource
+from lerobot_theia.distill.sources.webdataset import WebdatasetSource, expand
+from tests.datasets import REPO_ID, open_dataset
+
+
+def read(source: Source) -> list[Frame]:
+    frames = list(source.read(0, len(source.items())))
+    assert all(isinstance(frame, Frame) for frame in frames), frames
+    return frames  # type: ignore[return-value]
+
+
+# --- folder
+
+
+def test_a_folder_gives_what_its_manifest_lists(picture_folder: Path) -> None:
+    source = FolderSource(name="p", path=picture_folder, license="cc0-1.0")
+    items = source.items()
+    assert [items[0].id, items[1].id, items[0].split] == ["00.jpg", "a/01.png", VALIDATION]
+    assert [frame.image.shape for frame in read(source)[:2]] == [(20, 30, 3), (21, 30, 3)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("../secret.png,train", "line 26 .*must be inside"),
+        ("/etc/passwd,train", "line 26 .*must be inside"),
+        ("x.png,test", "line 26 .*split 'test' must be one of train, validation"),
+        (",train", "line 26 .*path ''"),
+    ],
+)
+def test_bad_lines_are_named(picture_folder: Path, line: str, message: str) -> None:
+    with (picture_folder / "manifest.csv").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(DistillError, match=message):
+        FolderSource(name="p", path=picture_folder, license="cc0-1.0").items()
+
+
+def test_a_manifest_needs_its_columns(picture_folder: Path) -> None:
+    (picture_folder / "manifest.csv").write_text("file,split\nx.png,train\n")
+    with pytest.raises(DistillError, match="has no column path"):
+        FolderSource(name="p", path=picture_folder, license="cc0-1.0").items()
+    with pytest.raises(DistillError, match="cannot read the manifest"):
+        FolderSource(name="p", path=picture_folder, manifest="none.csv", license="cc0-1.0").items()
+
+
+def test_a_licence_must_be_stated(picture_folder: Path) -> None:
+    with pytest.raises(DistillError, match=r"source 'p' has no licence: .*`license: unknown`"):
+        make_source("p", {"type": "folder", "path": str(picture_folder)})
+
+
+def test_settings_are_checked_by_name_and_type(picture_folder: Path) -> None:
+    values = {"type": "folder", "path": str(picture_folder), "license": "unknown"}
+    assert make_source("p", values).name == "p"
+    with pytest.raises(DistillError, match=r"unknown setting corpus.sources.p.licence; did you mean license"):
+        make_source("p", {**values, "licence": "mit"})
+    with pytest.raises(DistillError, match=r"corpus.sources.p.type is 'zip', must be one of folder,"):
+        make_source("p", {"type": "zip"})
+    with pytest.raises(DistillError, match=r"corpus.sources.p.images is '9', expected int"):
+        make_source("p", {"type": "pusht", "images": "9"})
+
+
+# --- webdataset
+
+
+def write_tar(path: Path, samples: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in samples.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+
+
+def png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (10, 8), (value, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_webdataset_shards(tmp_path: Path) -> None:
+    for shard in range(3):
+        samples = {f"{i:03d}.png": png(10 * shard + i) for i in range(4)}
+        write_tar(tmp_path / f"train-{shard:02d}.tar", {**samples, "000.json": b"{}", "000.cls": b"1"})
+    source = WebdatasetSource(
+        name="w", train=f"{tmp_path}/train-{{00..02}}.tar", validation=0.1, license="cc0-1.0"
+    )
+    ids = [item.id for item in source.items()]
+    assert len(ids) == 12 and ids[:2] == ["train-00.tar/000", "train-00.tar/001"]
+    assert [int(frame.image[0, 0, 0]) for frame in read(source)] == [
+        0,
+        1,
+        2,
+        3,
+        10,
+        11,
+        12,
+        13,
+        20,
+        21,
+        22,
+        23,
+    ]
+    held_out = {item.id.split("/")[0] for item in source.items() if item.split == VALIDATION}
+    assert len(held_out) == 1, "a whole shard"
+    by_name = WebdatasetSource(
+        name="w",
+        train=f"{tmp_path}/train-0[01].tar",
+        validation=f"{tmp_path}/train-02.tar",
+        license="cc0-1.0",
+    )
+    assert [item.split for item in by_name.items()].count(VALIDATION) == 4
+
+
+def test_webdataset_refuses_what_it_cannot_read(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"0.png": png(1)})
+    (tmp_path / "b.tar").write_bytes(b"no tar at all" * 100)
+
+    def source(train: str, validation: str | float = 0.0) -> WebdatasetSource:
+        return WebdatasetSource(
+            name="w", train=str(tmp_path / train), validation=validation, license="cc0-1.0"
+        )
+
+    with pytest.raises(DistillError, match=r"b.tar is no readable, uncompressed tar"):
+        source("*.tar").items()
+    with pytest.raises(DistillError, match=r"no shard .*c.tar"):
+        source("c.tar").items()
+    with pytest.raises(DistillError, match="both in train and in validation"):
+        source("a.tar", str(tmp_path / "a.tar")).items()
+
+
+def test_brace_patterns() -> None:
+    assert expand("a-{08..10}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar"]
+    assert expand("{x,y}/{0..1}") == ["x/0", "x/1", "y/0", "y/1"]
+
+
+# --- video
+
+
+def write_video(path: Path, frames: int, fps: int = 10) -> None:
+    """Frame i is grey of level 10 i."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=fps)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 48, "yuv420p", 4
+        for i in range(frames):
+            picture = np.full((48, 64, 3), 10 * i, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def test_videos_are_subsampled(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    write_video(tmp_path / "a.mp4", frames=20)
+    write_video(tmp_path / "sub" / "b.mp4", frames=6)
+    source = VideoSource(name="v", path=tmp_path, fps=2.5, validation=0.5, license="cc0-1.0")
+    ids = [item.id for item in source.items()]
+    assert ids == [*(f"a.mp4@{k:06d}" for k in range(5)), *(f"sub/b.mp4@{k:06d}" for k in range(2))]
+    levels = [round(float(frame.image.mean()) / 10) for frame in read(source)]
+    assert levels == [0, 4, 8, 12, 16, 0, 4]
+    middle = [frame for frame in source.read(3, 6) if isinstance(frame, Frame)]
+    assert [round(float(frame.image.mean()) / 10) for frame in middle] == [12, 16, 0]
+    assert len({item.split for item in source.items() if item.id.startswith("a.mp4")}) == 1
+
+
+def test_a_video_that_breaks_off_is_listed(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"  # a form that can be read as far as it goes
+    write_video(path, frames=20)
+    data = path.read_bytes()
+    source = VideoSource(name="v", path=tmp_path, fps=5, validation=0.0, license="cc0-1.0")
+    count = len(source.items())
+    path.write_bytes(data[: len(data) * 6 // 10])
+    results = list(source.read(0, count))
+    assert len(results) == count
+    assert isinstance(results[0], Frame) and isinstance(results[-1], UnreadableError)
+
+
+def test_what_is_no_video_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    with pytest.raises(DistillError, match=r"a.mp4 is no readable video"):
+        VideoSource(name="v", path=tmp_path, license="cc0-1.0").items()
+
+
+# --- LeRobotDataset
+
+
+@pytest.mark.parametrize("kind", ["video_dataset", "image_dataset"])
+def test_cameras_of_a_dataset(kind: str, request: pytest.FixtureRequest) -> None:
+    root = request.getfixturevalue(kind)
+    source = LeRobotSource(name="d", repo_id=REPO_ID, root=root, every=3, validation=0.3, license="cc-by-4.0")
+    ids = [item.id for item in source.items()]
+    # Episodes of 5, 7 and 4 frames, two cameras.
+    assert len(ids) == 2 * (2 + 3 + 2)
+    assert ids[:3] == [
+        "observation.images.top/000000/000000",
+        "observation.images.wrist/000000/000000",
+        "observation.images.top/000000/000003",
+    ]
+    frames = read(source)
+    assert [frame.image.shape for frame in frames[:2]] == [(48, 64, 3), (32, 32, 3)]
+    expected = open_dataset(root)[3]["observation.images.top"].numpy()
+    expected = expected if expected.dtype == np.uint8 else (expected * 255).round().astype(np.uint8)
+    assert np.array_equal(frames[2].image, expected.transpose(1, 2, 0))
+    assert len({item.id.split("/")[1] for item in source.items() if item.split == VALIDATION}) == 1
+
+
+def test_one_camera_of_a_dataset(video_dataset: Path) -> None:
+    settings = {"name": "d", "repo_id": REPO_ID, "root": video_dataset, "license": "mit", "every": 100}
+    source = LeRobotSource(**settings, cameras=("observation.images.wrist",))
+    assert source.shape == (32, 32)
+    assert len(source.items()) == 3
+    assert LeRobotSource(**settings).shape is None
+
+
+# --- simulators
+
+
+def test_a_simulator_that_cannot_render_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoGraphics(importlib.abc.MetaPathFinder):
+        """MuJoCo looks for the graphics library when it is imported."""
+
+        def find_spec(self, name: str, path: object, target: object = None) -> None:
+            if name == "mujoco":
+                raise RuntimeError("invalid value for environment variable MUJOCO_GL: nonsense")
+
+    monkeypatch.delitem(sys.modules, "mujoco", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [NoGraphics(), *sys.meta_path])
+    with pytest.raises(DistillError, match=r"cannot render here .*nonsense.*MUJOCO_GL=egl with a GPU"):
+        import_mujoco()
+
+
+def test_a_simulator_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lerobot_theia.distill.sources import pusht
+
+    pusht._environment.cache_clear()
+    monkeypatch.setitem(sys.modules, "gym_pusht.envs.pusht", None)
+    with pytest.raises(DistillError, match=r"pip install 'lerobot_policy_theia\[pusht\]'"):
+        next(pusht.PushTSource(images=1).read(0, 1))
+    pusht._environment.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["metaworld", "aloha"])
+def test_seeds_of_evaluations_are_refused(kind: str) -> None:
+    with pytest.raises(DistillError, match="seeds 99990 to 100009 are not all below 100000"):
+        make_source(kind, {"type": kind, "seed": 99_990, "episodes": 20})

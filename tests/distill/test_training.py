@@ -1,0 +1,361 @@
+"""A whole distillation, in seconds: trained, resumed exactly, written down, loaded; and stopped with a remedy."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lerobot_theia.distill.checkpoint import whole_checkpoints
+from lerobot_theia.distill.errors import DistillError
+from lerobot_theia.distill.layout import read_statistics
+from lerobot_theia.distill.training import Training
+from lerobot_theia.encoder import TheiaEncoder, weights_sha256
+from tests.distill.conftest import Heard, Run, Values
+from tests.distill.tiny_teachers import write_teacher
+
+pytest.importorskip("gym_pusht")
+
+TEACHER = "simulator/pusht"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(a: Path, b: Path) -> bool:
+    first, second = weights(a), weights(b)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def provenance(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "provenance.json").read_text())
+
+
+# --- the result
+
+
+def test_the_result_is_an_encoder(run: Run) -> None:
+    result = run()
+    encoder = TheiaEncoder.from_pretrained(result)
+    assert encoder.teachers == (TEACHER,)
+    assert (encoder.spec.hidden_size, encoder.spec.num_layers, encoder.spec.license) == (64, 2, "Apache-2.0")
+    images = torch.randint(0, 256, (2, 96, 96, 3), dtype=torch.uint8)
+    assert encoder(images).shape == (2, 196, 64)
+    assert encoder.translate(images)[TEACHER].shape == (2, 256, 6)
+    config = json.loads((result / "config.json").read_text())
+    assert "auto_map" not in config, "no remote code"
+    assert config["target_feature_sizes"] == {TEACHER: [6, 16, 16]}
+
+
+def test_a_checkpoint_is_an_encoder_too(run: Run) -> None:
+    result = run()
+    newest = whole_checkpoints(result.parent)[-1]
+    assert newest.name == "00000004"
+    assert same(newest, result)
+    assert TheiaEncoder.from_pretrained(newest).teachers == (TEACHER,)
+
+
+def test_what_ships_is_the_backbone_in_half_precision(run: Run) -> None:
+    result = run({"export.shipped": True})
+    shipped = result.parent / "shipped"
+    tensors = weights(shipped)
+    assert all(t.dtype == torch.float16 for t in tensors.values())
+    assert all(name.startswith("backbone.") for name in tensors)
+    encoder = TheiaEncoder.from_pretrained(shipped)
+    assert encoder.teachers == ()
+    assert provenance(shipped)["weights_sha256"] == weights_sha256(encoder)
+    assert provenance(result)["weights_sha256"] == weights_sha256(TheiaEncoder.from_pretrained(result))
+
+
+def test_provenance_says_what_the_student_was_made_from(run: Run) -> None:
+    found = provenance(run())
+    assert (found["license"], found["commercial_use"]) == ("Apache-2.0", "allowed")
+    (source,) = found["corpus"]["sources"]
+    assert source["splits"] == {"train": 48, "validation": 12}
+    assert len(source["content_sha256"]) == 64 and source["made_with"]["gym-pusht"] != "not installed"
+    assert "100000 and up" in found["corpus"]["evaluation_seeds"]
+    (teacher,) = found["teachers"]
+    assert (teacher["name"], teacher["feature_size"], teacher["sources"]) == (TEACHER, [6, 16, 16], ["pusht"])
+    assert found["settings"]["training"]["learning_rate"] == 1e-3
+    assert found["settings"]["training"]["betas"] == [0.9, 0.999], "defaults are settings too"
+    assert found["training"]["steps"] == 4 and found["training"]["images"] == 16
+    assert found["validation"]["first"]["loss"] > found["validation"]["last"]["loss"]
+    assert found["code"]["lerobot_policy_theia"] and found["environment"]["torch"]
+    assert "/" not in found["settings"]["output_dir"], "no paths of this machine"
+
+
+def test_progress_losses_and_pictures(run: Run) -> None:
+    heard = Heard()
+    result = run(watcher=heard)
+    validated = [line for line in heard.lines if "validation" in line]
+    assert [line["step"] for line in validated] == [0, 2, 4]
+    assert set(validated[-1]["validation"]["teachers"][TEACHER]) == {"cosine", "smooth_l1", "images"}
+    steps = [line for line in heard.lines if "images_per_s" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    log = [json.loads(line) for line in (result.parent / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [line["step"] for line in heard.lines]
+    assert len(list((result.parent / "pictures").glob("*.png"))) == 3
+
+
+def test_statistics_take_predictions_back(run: Run) -> None:
+    standards = read_statistics(run())
+    assert standards[TEACHER].mean.shape == standards[TEACHER].std.shape == (6,)
+    assert (standards[TEACHER].std > 0).all()
+
+
+# --- resume
+
+
+class Stop(Exception):
+    pass
+
+
+class StopAt(Heard):
+    """Ends a run as a power cut would, after a number of steps."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        super().log(line)
+        if line["step"] == self.step and "images_per_s" in line:
+            raise Stop
+
+
+def test_a_resumed_run_is_the_same_run(run: Run, values: Values, tmp_path: Path) -> None:
+    changes = {"training.steps": 7, "training.schedule": "cosine", "training.recolour": 0.2}
+    stages = {"training.stages": [{"size": 32, "share": 0.5}, {"size": 48, "share": 0.5}]}
+    whole = run({**changes, **stages, "output_dir": str(tmp_path / "whole")})
+    with pytest.raises(Stop):
+        run({**changes, **stages}, watcher=StopAt(5))
+    resumed = run({**changes, **stages, "resume": True})
+    assert same(whole, resumed)
+    logs = []
+    for result in (whole, resumed):
+        lines = [json.loads(line) for line in (result.parent / "metrics.jsonl").read_text().splitlines()]
+        logs.append([{k: v for k, v in line.items() if k != "images_per_s"} for line in lines])
+    assert logs[0] == logs[1]
+    assert provenance(resumed)["training"]["sessions"] == 2
+    assert provenance(resumed)["validation"] == provenance(whole)["validation"]
+
+
+def test_a_run_that_stands_is_not_overwritten(run: Run) -> None:
+    run()
+    with pytest.raises(DistillError, match="already holds a run: go on with it with resume=true"):
+        run()
+
+
+def test_resuming_a_finished_run_changes_nothing(run: Run) -> None:
+    result = run()
+    before = (result / "model.safetensors").read_bytes()
+    run({"resume": True})
+    assert (result / "model.safetensors").read_bytes() == before
+
+
+def test_resume_begins_where_nothing_stands(run: Run) -> None:
+    heard = Heard()
+    run({"resume": True}, watcher=heard)
+    assert any("beginning at step 0" in text for text in heard.said)
+
+
+def test_a_damaged_checkpoint_is_passed_over(run: Run, tmp_path: Path) -> None:
+    whole = run({"training.steps": 6, "output_dir": str(tmp_path / "whole")})
+    result = run()
+    newest = whole_checkpoints(result.parent)[-1]
+    (newest / "optimizer.safetensors").write_bytes(b"cut off")
+    assert same(run({"training.steps": 6, "resume": True}), whole)
+
+
+def test_only_damaged_checkpoints_are_an_error(run: Run) -> None:
+    result = run()
+    for folder in whole_checkpoints(result.parent):
+        (folder / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(DistillError, match="no checkpoint in .* is whole"):
+        run({"resume": True})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"teachers.more": {"type": "pusht", "name": "simulator/more", "resolution": 16}},
+            r"made with the teachers \['simulator/pusht'\], configured are \['simulator/more', 'simulator/pusht'\]",
+        ),
+        ({"teachers.pusht.resolution": 32}, r"in another form: simulator/pusht"),
+        ({"student.num_layers": 3}, "made with student="),
+        ({"corpus.sources.pusht.images": 61}, "made with corpus="),
+        ({"training.seed": 5}, "made with seed=0, configured is 5"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(run: Run, change: Values, message: str) -> None:
+    before = weights(run())
+    with pytest.raises(DistillError, match=message):
+        run({**change, "resume": True})
+    after = weights(run({"training.steps": 5, "resume": True}))
+    assert any(not torch.equal(before[name], after[name]) for name in before), "the run itself goes on"
+
+
+# --- bad input on the way
+
+
+def test_a_loss_that_is_not_finite_stops_and_resumes(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run({"training.steps": 6, "output_dir": str(tmp_path / "whole")})
+    take_step = Training.take_step
+
+    def poisoned(self: Training, model: Any, batch: Any, step: int, *rest: Any) -> Any:
+        if step == 3:
+            with torch.no_grad():
+                self.student.backbone.model.layernorm.weight.fill_(torch.nan)
+        return take_step(self, model, batch, step, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "take_step", poisoned)
+        with pytest.raises(
+            DistillError, match=r"loss of step 3 is nan \(teachers .'simulator/pusht'.*from step 2 "
+        ):
+            run({"training.steps": 6})
+    assert same(run({"training.steps": 6, "resume": True}), whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teachers": {}}, "no teacher is configured"),
+        ({"corpus.sources": {}}, "the corpus has no source"),
+        ({"teachers": {"m": {"type": "mujoco"}}}, "needs .*mujoco.*which no source has"),
+        ({"teachers.twin": {"type": "pusht"}}, "two teachers are called 'simulator/pusht'"),
+        ({"training.epochs": 1}, "training.steps is 4, training.epochs 1: give one"),
+        ({"training.steps": 0}, "training.steps is 0, must be above 0"),
+        ({"training.batch_size": 2.5}, "training.batch_size is 2.5, expected int"),
+        ({"training.learning_rte": 1}, "unknown setting training.learning_rte; did you mean learning_rate"),
+        ({"training.train_blocks": 9}, "training.train_blocks is 9; this student has 2 blocks"),
+        ({"student.hidden_size": 100}, "student.hidden_size is 100, must be a multiple of 64"),
+        ({"student.size": "huge"}, "student.size is 'huge', must be one of tiny, small, base"),
+        ({"corpus.repeat": {"x": 2}}, "corpus.repeat names 'x'; the sources are"),
+        ({"corpus.sources.pusht.validation": 0.0}, "no image is in the validation split"),
+        ({"device": "tpu"}, "device is 'tpu', must be null, cpu or cuda"),
+        ({"until": "lunch"}, "until is 'lunch', must be null, corpus or features"),
+    ],
+)
+def test_bad_settings_are_named_before_work_begins(run: Run, change: Values, message: str) -> None:
+    with pytest.raises(DistillError, match=message):
+        run(change)
+
+
+def test_a_source_without_a_teacher_is_refused(run: Run, picture_folder: Path) -> None:
+    source = {"type": "folder", "path": str(picture_folder), "license": "mit"}
+    with pytest.raises(DistillError, match="source 'pictures' has no teacher"):
+        run({"corpus.sources.pictures": source})
+
+
+# --- other ways to train
+
+
+def test_several_teachers_of_several_sources(run: Run, picture_folder: Path, tmp_path: Path) -> None:
+    heard = Heard()
+    result = run(
+        {
+            "corpus.sources.pictures": {
+                "type": "folder",
+                "path": str(picture_folder),
+                "license": "cc-by-nc-4.0",
+            },
+            "teachers.vit": {"type": "vision", "model": str(write_teacher(tmp_path / "tiny-vit", "vit"))},
+            "teachers.sam": {
+                "type": "vision",
+                "model": str(write_teacher(tmp_path / "tiny-sam", "sam")),
+                "features": "on_the_fly",
+                "weight": 0.5,
+            },
+            "training.batch_size": 8,
+        },
+        watcher=heard,
+    )
+    encoder = TheiaEncoder.from_pretrained(result)
+    assert encoder.teachers == (TEACHER, "tiny-vit", "tiny-sam")
+    found = provenance(result)
+    assert found["commercial_use"] == "forbidden" and "source pictures (cc-by-nc-4.0)" in found["license"]
+    assert encoder.spec.license == found["license"]
+    assert [teacher["sources"] for teacher in found["teachers"]] == [["pusht"], *[["pusht", "pictures"]] * 2]
+    assert [teacher["features"] for teacher in found["teachers"]][1:] == [
+        "extracted, bfloat16",
+        "computed on the fly",
+    ]
+    last = [line for line in heard.lines if "validation" in line][-1]["validation"]
+    assert {name: score["images"] for name, score in last["teachers"].items()} == {
+        TEACHER: 6, "tiny-vit": 8, "tiny-sam": 8,
+    }  # fmt: skip
+    assert any("licence of the result: non-commercial" in text for text in heard.said)
+
+
+def test_extracted_and_computed_features_teach_alike(run: Run, tmp_path: Path) -> None:
+    vit = {"type": "vision", "model": str(write_teacher(tmp_path / "tiny-vit", "vit"))}
+    losses = []
+    for mode in ("extracted", "on_the_fly"):
+        heard = Heard()
+        run(
+            {"teachers": {"vit": {**vit, "features": mode}}, "output_dir": str(tmp_path / mode)},
+            watcher=heard,
+        )
+        losses.append([line["validation"]["loss"] for line in heard.lines if "validation" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=0.01), "but for bfloat16, and statistics of all images"
+
+
+def test_stopping_early_keeps_what_is_done(run: Run, values: Values) -> None:
+    folder = run({"until": "corpus"})
+    assert not folder.exists()
+    run()
+
+
+def test_fine_tuning_trains_the_last_blocks_only(run: Run, tmp_path: Path) -> None:
+    first = run()
+    tuned = run(
+        {
+            "output_dir": str(tmp_path / "tuned"),
+            "student": {"name": "tuned", "init": str(first)},
+            "training.train_blocks": 1,
+        }
+    )
+    before, after = weights(first), weights(tuned)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(name.startswith("backbone.model.encoder.layer.1.") for name in changed)
+    assert any(name.startswith("translator.") for name in changed)
+    assert "backbone.model.layernorm.weight" in changed
+    frozen = ("backbone.model.embeddings.", "backbone.model.encoder.layer.0.")
+    assert not any(name.startswith(frozen) for name in changed)
+    assert provenance(tuned)["student"]["init_license"] == "Apache-2.0"
+    assert provenance(tuned)["student"]["heads_from_scratch"] == []
+
+
+def test_a_student_of_weights_that_may_not_be_sold_may_not_be_sold(run: Run, tmp_path: Path) -> None:
+    first = run()
+    config = json.loads((first / "config.json").read_text())
+    (first / "config.json").write_text(json.dumps(config | {"license": "research only, non-commercial"}))
+    tuned = run({"output_dir": str(tmp_path / "tuned"), "student": {"init": str(first)}})
+    assert provenance(tuned)["commercial_use"] == "forbidden"
+
+
+def test_heads_of_new_teachers_begin_anew(run: Run, tmp_path: Path) -> None:
+    first = run()
+    result = run(
+        {
+            "output_dir": str(tmp_path / "more"),
+            "student": {"init": str(first)},
+            "teachers.more": {"type": "pusht", "name": "simulator/more", "resolution": 16},
+        }
+    )
+    assert provenance(result)["student"]["heads_from_scratch"] == ["simulator/more"]
+
+
+def test_bfloat16_and_a_loss_that_falls(run: Run) -> None:
+    result = run({"training.bf16": True, "training.steps": 12, "training.clip_norm": 1.0})
+    scores = provenance(result)["validation"]
+    assert scores["last"]["loss"] < scores["first"]["loss"]
+    assert all(t.dtype == torch.float32 for t in weights(result).values())
