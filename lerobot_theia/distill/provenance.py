@@ -67,6 +67,7 @@ def provenance(
             "images": trained.images,
             "seconds": round(trained.seconds, 1),
             "sessions": trained.sessions,
+            "processes": trained.processes,
         },
         "validation": {"first": trained.first.to_json(), "last": trained.last.to_json()},
         "code": code_version(),

@@ -138,6 +138,7 @@ class Trained:
     images: int
     seconds: float
     sessions: int
+    processes: int
     first: Score
     last: Score
 
@@ -261,6 +262,7 @@ class Training:
             images=step * settings.batch_size,
             seconds=self.position.seconds,
             sessions=self.position.sessions,
+            processes=self.accelerator.num_processes,
             first=self.first or last,
             last=last,
         )

@@ -74,14 +74,14 @@ def test_statistics_are_over_all_positions_of_all_images(packed: PackedSource, t
 
 
 def test_an_extraction_resumes(packed: PackedSource, tmp_path: Path) -> None:
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(frames: int) -> None:
-        raise Stop
+        raise StopError
 
     teacher = Teacher()
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         extracted(teacher, packed, tmp_path, progress=stop)
     assert teacher.seen == 10
     extracted(teacher, packed, tmp_path)

@@ -17,17 +17,15 @@ FALLS_BELOW = 0.2
 
 
 def command(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "lerobot_theia.scripts.distill"]
-    if processes > 1:
-        launcher = ["-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}", *launcher]
-        launcher.remove("-m")
-        launcher[-2:] = ["--module", "lerobot_theia.scripts.distill"]
-        launcher.insert(0, "-m")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    launch = ["-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}", "--module"]
     return subprocess.run(
-        [sys.executable, *launcher, *arguments],
-        capture_output=True, text=True, env=environment, timeout=1800, check=False,
-    )  # fmt: skip
+        [sys.executable, *(launch if processes > 1 else ["-m"]), "lerobot_theia.scripts.distill", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        timeout=1800,
+        check=False,
+    )
 
 
 @pytest.mark.slow
@@ -59,6 +57,7 @@ def test_several_processes_train_as_one(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr[-3000:]
         found = json.loads(Path(output, "student/provenance.json").read_text())
+        assert found["training"]["processes"] == processes
         losses.append(found["validation"]["last"]["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 

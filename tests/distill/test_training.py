@@ -110,7 +110,7 @@ def test_statistics_take_predictions_back(run: Run) -> None:
 # --- resume
 
 
-class Stop(Exception):
+class PowerCutError(Exception):
     pass
 
 
@@ -124,14 +124,14 @@ class StopAt(Heard):
     def log(self, line: Mapping[str, Any]) -> None:
         super().log(line)
         if line["step"] == self.step and "images_per_s" in line:
-            raise Stop
+            raise PowerCutError
 
 
 def test_a_resumed_run_is_the_same_run(run: Run, values: Values, tmp_path: Path) -> None:
     changes = {"training.steps": 7, "training.schedule": "cosine", "training.recolour": 0.2}
     stages = {"training.stages": [{"size": 32, "share": 0.5}, {"size": 48, "share": 0.5}]}
     whole = run({**changes, **stages, "output_dir": str(tmp_path / "whole")})
-    with pytest.raises(Stop):
+    with pytest.raises(PowerCutError):
         run({**changes, **stages}, watcher=StopAt(5))
     resumed = run({**changes, **stages, "resume": True})
     assert same(whole, resumed)
@@ -175,7 +175,7 @@ def test_only_damaged_checkpoints_are_an_error(run: Run) -> None:
     result = run()
     for folder in whole_checkpoints(result.parent):
         (folder / "model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(DistillError, match="no checkpoint in .* is whole"):
+    with pytest.raises(DistillError, match=r"no checkpoint in .* is whole"):
         run({"resume": True})
 
 
