@@ -29,13 +29,23 @@ def test_the_boundary_sees_each_file_written_synced_renamed_and_its_folder_synce
 
 
 def test_killed_between_all_steps_of_writing_one_shard(small: Whole) -> None:
-    between = [Fault(step, "before", "kill") for step in range(len(small.steps))]
-    in_turns(functools.partial(kill_at, small), [*between, Fault(len(small.steps) - 1, "after", "kill")])
+    in_turns(functools.partial(kill_at, small), between(small))
 
 
 @pytest.mark.slow
-def test_killed_before_after_and_amid_each_step_of_writing_a_cache(whole: Whole) -> None:
-    in_turns(functools.partial(kill_at, whole), every_fault(whole, "kill"))
+def test_killed_before_after_and_amid_each_step_of_writing_one_shard(small: Whole) -> None:
+    in_turns(functools.partial(kill_at, small), every_fault(small, "kill"))
+
+
+@pytest.mark.slow
+def test_killed_between_all_steps_of_writing_a_cache(whole: Whole) -> None:
+    in_turns(functools.partial(kill_at, whole), between(whole))
+
+
+def between(whole: Whole) -> list[Fault]:
+    """Before each step; after it is before the next, but for the last."""
+    steps = range(len(whole.steps))
+    return [*(Fault(step, "before", "kill") for step in steps), Fault(steps[-1], "after", "kill")]
 
 
 def test_killed_at_random_times(whole: Whole) -> None:
