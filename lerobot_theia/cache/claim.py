@@ -37,7 +37,7 @@ class Claim:
         """Tell other machines that the work goes on; cheap enough to be called with every batch."""
         if time.monotonic() - self._touched > TOUCH_EVERY_S:
             self._touched = time.monotonic()
-            with contextlib.suppress(OSError):  # released meanwhile, or on a file system that is full
+            with contextlib.suppress(OSError, ValueError):  # ValueError: released, and closed, meanwhile
                 os.utime(self._file.fileno())
 
     def release(self) -> None:

@@ -64,6 +64,8 @@ class ShardMaker:
             ):
                 for batch, frames in loaded:
                     writer.call(self.write, batch, self.encoder.encode(frames))
+                    for shard in begun:
+                        shard.claim.touch()
                     done(len(frames))
         finally:
             for shard in begun:

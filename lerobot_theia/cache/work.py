@@ -115,7 +115,6 @@ class ClaimedShard:
         if self.writer is None:
             self.writer = ShardWriter(shard_path(self.work.path, *self.name), self.key, self.work.layout)
         self.writer.append(stored)
-        self.claim.touch()
         if is_last:
             self.work.digests[self.name] = self.writer.finish()
             self.close()

@@ -1,6 +1,10 @@
 """Several processes asked for the same cache share its shards, and whoever ends, however, the others finish it."""
 
+import contextlib
+import itertools
+import json
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -23,13 +27,23 @@ OTHER_MACHINE = '{"machine": "ffffffff", "host": "elsewhere", "pid": 1}'
 
 
 def share(
-    tell: Tell, job: Job, root: Path, pause_s: float = 0.0, fail: bool = False, changes: dict | None = None
+    tell: Tell,
+    job: Job,
+    root: Path,
+    pause_s: float = 0.0,
+    free: int = 0,
+    go: Path | None = None,
+    fail: bool = False,
+    changes: dict | None = None,
 ) -> Made:
-    """For children: precompute, resting before each batch, or failing at the first; tells all that is said."""
-    encode = TheiaEncoder.encode_preprocessed
+    """For children: precompute, and tell all that is said. After `free` batches it rests before each one; it begins the
+    first when `go` is there; it may `fail` after its rest."""
+    encode, batches = TheiaEncoder.encode_preprocessed, itertools.count()
 
     def slowly(self: TheiaEncoder, pixels: Tensor) -> Tensor:
-        time.sleep(pause_s)
+        if next(batches) >= free:
+            time.sleep(pause_s)
+        until(lambda: go is None or go.exists())
         if fail:
             raise RuntimeError("no encoder today")
         return encode(self, pixels)
@@ -83,19 +97,30 @@ def check_same_cache(whole: Whole, root: Path) -> None:
     whole.check_resumed(root, Report(whole.at(root), frames_kept=whole.frames), whole.complete(whole.root))
 
 
-def share_one_cache(start: Callable[..., Child], whole: Whole, root: Path, processes: int) -> list[Report]:
-    children = [start(whole.job, root, 0.1) for _ in range(processes)]
+def owners(root: Path) -> set[int]:
+    """Processes that have a shard claimed."""
+    found = set()
+    for path in root.rglob(f"*/{CLAIM_PREFIX}0*"):
+        with contextlib.suppress(OSError, ValueError):
+            found.add(json.loads(path.read_text())["pid"])
+    return found
+
+
+def share_one_cache(start: Callable[..., Child], whole: Whole, root: Path, processes: int) -> None:
+    go = root.with_suffix(".go")
+    children = [start(whole.job, root, 0.05, 0, go) for _ in range(processes)]
+    until(lambda: len(owners(root)) > 1)
+    go.touch()
     reports = [report_of(child) for child in children]
     check_same_cache(whole, root)
     for report in reports:
         assert report.frames_encoded + report.frames_shared + report.frames_kept == whole.frames
     assert sum(report.frames_encoded for report in reports) == whole.frames, "a shard was made twice"
-    return reports
+    assert sum(report.frames_encoded > 0 for report in reports) > 1, "one did all the work"
 
 
 def test_three_processes_share_the_work(start: Callable[..., Child], whole: Whole, tmp_path: Path) -> None:
-    reports = share_one_cache(start, whole, tmp_path, 3)
-    assert sum(report.frames_encoded > 0 for report in reports) > 1
+    share_one_cache(start, whole, tmp_path / "caches", 3)
 
 
 @pytest.mark.slow
@@ -105,14 +130,32 @@ def test_eight_processes_share_the_work(
     job = make_job(tmp_path_factory.mktemp("larger"), episodes=(30, 30, 24))
     whole = Whole(job, tmp_path_factory.mktemp("larger-whole"))
     for trial in range(3):
-        reports = share_one_cache(start, whole, tmp_path / str(trial), 8)
-        assert sum(report.frames_encoded > 0 for report in reports) > 1
+        share_one_cache(start, whole, tmp_path / str(trial), 8)
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_processes_that_come_and_are_killed_at_random_make_the_same_cache(
+    start: Callable[..., Child], whole: Whole, tmp_path: Path
+) -> None:
+    draw = random.Random(0)
+    for trial in range(8):
+        root = tmp_path / str(trial)
+        children = [start(whole.job, root, 0.1) for _ in range(4)]
+        for child in children[1:]:
+            time.sleep(draw.uniform(0, 0.5))
+            if child.process.is_alive():
+                child.kill()
+        last = start(whole.job, root, 0.0)
+        for report in (report_of(children[0]), report_of(last)):
+            assert report.frames_encoded + report.frames_shared + report.frames_kept == whole.frames
+        check_same_cache(whole, root)
 
 
 def test_processes_with_other_shard_sizes_join_in_the_one_it_was_begun_with(
     start: Callable[..., Child], job: Job, tmp_path: Path
 ) -> None:
-    children = [start(job, tmp_path, 0.1, False, {"shard_mib": size}) for size in (1, 2, 3)]
+    children = [start(job, tmp_path, 0.1, 0, None, False, {"shard_mib": size}) for size in (1, 2, 3)]
     reports = [report_of(child) for child in children]
     cache = FeatureCache.open(reports[0].path)
     assert cache.verify() == []
@@ -123,7 +166,7 @@ def test_processes_with_other_shard_sizes_join_in_the_one_it_was_begun_with(
 def test_a_killed_process_is_succeeded_by_one_that_waits(
     start: Callable[..., Child], whole: Whole, tmp_path: Path
 ) -> None:
-    first = start(whole.job, tmp_path, 1.0)
+    first = start(whole.job, tmp_path, 600.0, 1)
     until(lambda: list(tmp_path.rglob(f"{TOP}/{TEMPORARY_PREFIX}*")))  # it is amid its first shard
     second = start(whole.job, tmp_path, 0.0)
     until(lambda: "are with other processes" in (second.hear() or pytest.fail("it did not wait")))
@@ -139,11 +182,16 @@ def test_a_killed_process_is_succeeded_by_one_that_waits(
 def test_a_process_that_fails_leaves_its_work_to_the_others(
     start: Callable[..., Child], whole: Whole, tmp_path: Path
 ) -> None:
-    children = [start(whole.job, tmp_path, 0.3, fail) for fail in (True, False)]
-    failed = children[0].wait()
+    go = tmp_path / "go"
+    failing = start(whole.job, tmp_path / "caches", 0.0, 0, go, True)
+    until(lambda: owners(tmp_path))
+    other = start(whole.job, tmp_path / "caches")
+    until(lambda: "are with other processes" in (other.hear() or pytest.fail("it did not wait")))
+    go.touch()
+    failed = failing.wait()
     assert failed.status == 1 and failed.error == "RuntimeError: no encoder today"
-    assert report_of(children[1]).frames_encoded == whole.frames
-    check_same_cache(whole, tmp_path)
+    assert report_of(other).frames_encoded == whole.frames
+    check_same_cache(whole, tmp_path / "caches")
 
 
 def test_what_a_live_process_writes_is_never_taken_for_a_leftover(
