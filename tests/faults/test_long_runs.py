@@ -1,0 +1,113 @@
+"""Long runs: memory, open files and maps stay where they were after a warm-up. `benchmarks/endurance.py` runs longer.
+
+Memory is what no file backs. Pages of mapped shards come and go as the kernel sees fit, and are not counted.
+"""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from lerobot.utils.utils import cycle
+from torch.utils.data import DataLoader, RandomSampler
+
+from lerobot_theia.cache import FeatureCache
+from lerobot_theia.cache.plan import PrecomputeSettings
+from lerobot_theia.cache.precompute import precompute
+from lerobot_theia.data.feature_dataset import FeatureDataset
+from tests.datasets import REPO_ID, make_dataset, open_dataset
+from tests.faults.workshop import make_encoder
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.faults,
+    pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the kernel does not say"),
+]
+
+CAMERA = "observation.images.top"
+BATCHES, BATCH_SIZE = 3000, 16
+FRAMES = (400, 400, 400)
+
+
+@dataclass(frozen=True)
+class Usage:
+    memory_kb: int
+    descriptors: int
+    maps: int
+
+    @classmethod
+    def now(cls) -> "Usage":
+        """Of this process and its children."""
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        living = [process for process in processes if process.status() != psutil.STATUS_ZOMBIE]
+        folders = [Path(f"/proc/{process.pid}") for process in living]
+        return cls(
+            sum(unbacked_kb(folder) for folder in folders),
+            sum(len(list((folder / "fd").iterdir())) for folder in folders),
+            sum((folder / "maps").read_text().count("\n") for folder in folders),
+        )
+
+
+def unbacked_kb(process: Path) -> int:
+    lines = (process / "smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
+
+
+def check_flat(usages: list[Usage], memory_mb: int) -> None:
+    """The least of the last half is not above the most of what came before, but for a little."""
+    half = len(usages) // 2
+    early, late = usages[:half], usages[half:]
+    assert min(each.memory_kb for each in late) <= max(each.memory_kb for each in early) + memory_mb * 1024, (
+        usages
+    )
+    assert min(each.descriptors for each in late) <= max(each.descriptors for each in early), usages
+    assert min(each.maps for each in late) <= max(each.maps for each in early) + 8, usages
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("long") / "dataset"
+    return make_dataset(root, episodes=FRAMES, cameras={CAMERA: (16, 16)}, use_videos=False)
+
+
+@pytest.fixture(scope="module")
+def precomputed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[FeatureCache, list[Usage]]:
+    """A cache of 1,200 frames in 86 shards, and what was used after each shard."""
+    folder = tmp_path_factory.mktemp("long-cache")
+    usages: list[Usage] = []
+    report = precompute(
+        PrecomputeSettings(
+            repo_id=REPO_ID, root=str(dataset), encoder=str(make_encoder(folder / "encoder")), device="cpu",
+            cache_root=str(folder), shard_mib=1,
+        ),
+        progress=lambda complete, new: usages.append(Usage.now()),
+    )  # fmt: skip
+    return FeatureCache.open(report.path), usages
+
+
+def test_a_precompute_uses_no_more_at_its_end_than_soon_after_its_start(
+    precomputed: tuple[FeatureCache, list[Usage]],
+) -> None:
+    cache, usages = precomputed
+    assert len(usages) >= 40
+    tokens_mb = cache.manifest.num_bytes / 2**20
+    check_flat(usages[len(usages) // 5 :], memory_mb=int(tokens_mb / 10))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_thousands_of_batches_use_no_more_than_the_first_hundreds(
+    workers: int, dataset: Path, precomputed: tuple[FeatureCache, list[Usage]]
+) -> None:
+    cache, _ = precomputed
+    served = FeatureDataset(open_dataset(dataset, delta_timestamps={CAMERA: [0.0]}), cache, {CAMERA: CAMERA})
+    loader = DataLoader(
+        served, batch_size=BATCH_SIZE, sampler=RandomSampler(served), num_workers=workers,
+        persistent_workers=workers > 0, multiprocessing_context="spawn" if workers else None,
+    )  # fmt: skip
+    usages = []
+    for number, batch in enumerate(itertools.islice(cycle(loader), BATCHES)):
+        assert batch["index"].shape == (BATCH_SIZE,)
+        if number % 100 == 99:
+            usages.append(Usage.now())
+    check_flat(usages[3:], memory_mb=8)
