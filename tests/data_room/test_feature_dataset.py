@@ -9,11 +9,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lerobot.datasets import EpisodeAwareSampler
 from torch.utils.data import DataLoader, Subset, default_collate
 
-from lerobot_theia.cache import FeatureCache
+from lerobot_theia.cache import CacheDamagedError, FeatureCache
 from lerobot_theia.data.feature_dataset import FeatureDataset
 from lerobot_theia.data.keys import scale_key, tokens_key
+from lerobot_theia.data.residency import LoadedTokens, load_tokens
+from tests.cache.helpers import copy_of
 from tests.data_room.conftest import cache_of
 from tests.datasets import CAMERAS, column, make_dataset, open_dataset
 
@@ -160,6 +163,59 @@ def test_pickle_for_workers_leaves_metadata_and_tokens_behind(served: FeatureDat
     assert copy.meta is None and copy.hf_dataset is None and served.meta is not None
     assert len(data) < 40_000
     assert_same(copy[6], wanted)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("residency", ["disk", "memory"])
+def test_batches_and_their_order_are_the_same_for_any_number_of_workers_and_residency(
+    residency: str, workers: int, rich_dataset: Path, rich_cache: FeatureCache
+) -> None:
+    """Over two epochs, with the sampler and the loader of `lerobot-train`."""
+    plain = open_dataset(
+        rich_dataset, delta_timestamps={"action": [0, 0.1], TOP: [-0.1, 0]}, episodes=[0, 2, 4]
+    )
+
+    def two_epochs(tokens: LoadedTokens | None, workers: int) -> list[dict[str, Any]]:
+        served = FeatureDataset(plain, rich_cache, SAME_NAMES, tokens=tokens)
+        sampler = EpisodeAwareSampler(
+            plain.meta.episodes["dataset_from_index"],
+            plain.meta.episodes["dataset_to_index"],
+            episode_indices_to_use=plain.episodes,
+            shuffle=True,
+            absolute_to_relative_idx=plain.absolute_to_relative_idx,
+        )
+        loader = DataLoader(
+            served, batch_size=4, sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
+            multiprocessing_context="fork" if workers else None,
+        )  # type: ignore[arg-type]  # fmt: skip
+        return [*loader, *loader]
+
+    wanted = two_epochs(None, 0)
+    frames = sorted(index for batch in wanted for index in batch["index"].tolist())
+    assert frames == sorted(2 * plain.hf_dataset["index"][:])
+    tokens = load_tokens(rich_cache, list(CAMERAS), torch.device("cpu")) if residency == "memory" else None
+    found = two_epochs(tokens, workers)
+    assert len(found) == len(wanted) == 6
+    for one, other in zip(found, wanted, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_worker_is_raised_with_its_traceback(
+    workers: int, rich_dataset: Path, rich_cache: FeatureCache, tmp_path: Path
+) -> None:
+    cache = copy_of(rich_cache, tmp_path)
+    served = FeatureDataset(open_dataset(rich_dataset), cache, SAME_NAMES)
+    shard = cache.path / TOP / "000000.safetensors"
+    shard.unlink()
+    loader = DataLoader(
+        served, batch_size=4, num_workers=workers, multiprocessing_context="fork" if workers else None
+    )
+    with pytest.raises(CacheDamagedError, match=rf"{shard}") as raised:
+        next(iter(loader))
+    if workers:
+        assert "Caught CacheDamagedError in DataLoader worker process 0" in str(raised.value)
+        assert "in gather_stored" in str(raised.value)
 
 
 @pytest.mark.slow

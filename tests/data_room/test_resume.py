@@ -56,14 +56,23 @@ def test_every_process_goes_on_with_the_batches_it_would_have_come_to(
             assert batches(sampler, batch_size, processes, process, 15) == wanted
 
 
-def test_an_epoch_shared_by_processes_serves_each_sample_to_one_of_them() -> None:
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(frames=st.integers(1, 40), batch_size=st.integers(1, 5), processes=st.integers(2, 4))
+def test_an_epoch_shared_by_processes_serves_each_sample_to_one_of_them(
+    frames: int, batch_size: int, processes: int
+) -> None:
     """The last batches are filled up with the first samples, so that all processes take as many steps."""
+    steps = -(-frames // (batch_size * processes))
     shares = [
-        batches(EpisodeAwareSampler([0], [22], shuffle=True, seed=1), 4, 2, process, 3) for process in (0, 1)
+        batches(
+            EpisodeAwareSampler([0], [frames], shuffle=True, seed=1), batch_size, processes, process, steps
+        )
+        for process in range(processes)
     ]
     served = [sample for step in zip(*shares, strict=True) for share in step for sample in share]
-    assert sorted(served[:22]) == list(range(22))
-    assert served[22:] == served[:2]
+    assert sorted(served[:frames]) == list(range(frames))
+    assert served[frames:] == (served[:frames] * batch_size * processes)[: len(served) - frames]
+    assert len(served) == steps * batch_size * processes
 
 
 def test_a_loader_that_counts_epochs_itself_is_left_alone() -> None:

@@ -61,10 +61,10 @@ class Run:
 
     def __init__(self, output: Path, name: str, *flags: str, processes: int = 1) -> None:
         self.output, self.log = output, output.with_name(f"{output.name}-{name}.log")
-        self.told = self.log.with_suffix(".losses")
+        self.told = str(self.log.with_suffix(""))
         launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
         command = [sys.executable, *(launcher if processes > 1 else []), TELLING, *flags]
-        environment = os.environ | ENVIRONMENT | {"TELL_LOSSES": str(self.told)}
+        environment = os.environ | ENVIRONMENT | {"TELL": self.told}
         with self.log.open("w") as log:
             self.process = psutil.Popen(
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
@@ -73,8 +73,14 @@ class Run:
     @property
     def losses(self) -> dict[int, str]:
         """By step, exact."""
-        lines = self.told.read_text().splitlines() if self.told.exists() else []
+        told = Path(f"{self.told}.losses")
+        lines = told.read_text().splitlines() if told.exists() else []
         return {int(step): loss for step, loss in (line.split() for line in lines)}
+
+    def samples(self, process: int) -> list[list[int]]:
+        """Of each batch."""
+        lines = Path(f"{self.told}.samples.{process}").read_text().splitlines()
+        return [[int(sample) for sample in line.split()] for line in lines]
 
     def wait_for(self, step: int) -> None:
         deadline = time.monotonic() + PATIENCE_S
@@ -203,6 +209,18 @@ def test_killed_and_resumed_it_takes_the_steps_of_an_uninterrupted_run(
     assert 1 < min(resumed.losses) <= max(killed.losses) + 1
     assert killed.losses | resumed.losses == whole.losses, f"killed at {at}"
     assert resumed.result() == whole.result()
+
+
+def test_two_processes_share_each_epoch(whole_runs: Callable[[str, int], Run]) -> None:
+    run, frames = whole_runs("theia_diffusion", 2), 22
+    steps = list(zip(run.samples(0), run.samples(1), strict=True))
+    epochs = [steps[begin : begin + 3] for begin in range(0, STEPS, 3)]
+    assert len(epochs) == 8
+    for epoch in epochs:
+        served = [sample for step in epoch for batch in step for sample in batch]
+        assert sorted(served[:frames]) == list(range(frames))
+        assert served[frames:] == served[:2], "the last batch is filled up with the first samples"
+    assert len({str(epoch) for epoch in epochs}) == 8, "each epoch has an order of its own"
 
 
 def test_a_killed_loader_worker_ends_the_run_with_an_error(

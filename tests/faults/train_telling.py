@@ -1,6 +1,7 @@
-"""`lerobot-train`, unmodified, that also writes the loss of each logged step in full: LeRobot prints three decimals.
+"""`lerobot-train`, unmodified, that also tells what it does, in files that begin with $TELL:
 
-The loss is taken from the object that LeRobot logs. One line per step in the file $TELL_LOSSES: its number, the loss.
+.losses     number and loss of each logged step, the loss in full: LeRobot prints three decimals
+.samples.0  the samples of each batch that process 0 made, and so on
 """
 
 import logging
@@ -11,6 +12,9 @@ from typing import Any
 from lerobot.scripts.lerobot_train import main
 from lerobot.utils.logging_utils import MetricsTracker
 
+from lerobot_theia.data import serve
+from lerobot_theia.data.feature_dataset import FeatureDataset
+
 
 class TellingRecord(logging.LogRecord):
     def __init__(
@@ -18,10 +22,21 @@ class TellingRecord(logging.LogRecord):
     ) -> None:
         super().__init__(name, level, path, line, msg, *args, **kwargs)
         if isinstance(msg, MetricsTracker) and "loss" in msg.metrics:
-            with Path(os.environ["TELL_LOSSES"]).open("a") as file:
-                file.write(f"{msg.steps} {msg.loss.avg.hex()}\n")
+            tell("losses", f"{msg.steps} {msg.loss.avg.hex()}")
+
+
+class TellingDataset(FeatureDataset):
+    def gather(self, indices: list[int]) -> dict[str, Any]:
+        tell(f"samples.{os.environ.get('RANK', '0')}", " ".join(map(str, indices)))
+        return super().gather(indices)
+
+
+def tell(what: str, line: str) -> None:
+    with Path(f"{os.environ['TELL']}.{what}").open("a") as file:
+        file.write(f"{line}\n")
 
 
 if __name__ == "__main__":  # loader workers import this file again
     logging.setLogRecordFactory(TellingRecord)
+    serve.FeatureDataset = TellingDataset
     main()
