@@ -3,6 +3,7 @@
 So a run costs half a second in place of ten, and a child shares no thread, lock or open file with the tests.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -77,7 +78,8 @@ class Child:
         return value
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        os.kill(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(self.pid, number)
 
     def wait(self, patience_s: float = PATIENCE_S) -> Outcome:
         """Raises TimeoutError, and kills it, for a child that does not end."""
