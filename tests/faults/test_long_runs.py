@@ -55,9 +55,9 @@ def unbacked_kb(process: Path) -> int:
 
 
 def check_flat(usages: list[Usage], memory_mb: int) -> None:
-    """The least of the last half is not above the most of what came before, but for a little."""
-    half = len(usages) // 2
-    early, late = usages[:half], usages[half:]
+    """The least of the last quarter is not above the most of the first, but for a little."""
+    quarter = len(usages) // 4
+    early, late = usages[:quarter], usages[-quarter:]
     assert min(each.memory_kb for each in late) <= max(each.memory_kb for each in early) + memory_mb * 1024, (
         usages
     )
