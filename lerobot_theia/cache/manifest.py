@@ -118,7 +118,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "made_with": manifest.made_with,
     }
     body["checksum"] = checksum(body)
-    publish(folder / MANIFEST_NAME, [(json.dumps(body, indent=1, allow_nan=False) + "\n").encode()])
+    publish(folder / MANIFEST_NAME, [spelt(body)])
+
+
+def spelt(body: Json) -> bytes:
+    """The one text of a manifest, so that no changed bit means the same as before (`1e-05` is `1E-05` to JSON)."""
+    return (json.dumps(body, indent=1, allow_nan=False) + "\n").encode()
 
 
 def checksum(body: Json) -> str:
@@ -155,9 +160,12 @@ def read_manifest(folder: Path) -> Manifest:
             + " delete this cache (`lerobot-theia-cache rm`) and precompute again."
         )
     try:
+        as_written = text == spelt(body)
         found = body.pop("checksum")
         if found != checksum(body):
             raise ValueError(f"its checksum is {checksum(body)}, it says {found}")
+        if not as_written:
+            raise ValueError("its values are as they were written, its text is not")
         return parse(body)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise CacheDamagedError(f"{path} was altered: {error!r:.300}") from error

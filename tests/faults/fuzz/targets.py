@@ -33,6 +33,7 @@ from lerobot_theia.cache.manifest import (
     read_manifest,
     shard_key,
     shard_layout,
+    spelt,
     write_manifest,
 )
 from lerobot_theia.cache.plan import format_bytes
@@ -97,7 +98,7 @@ def seal(text: bytes) -> bytes:
         if body.get("fingerprint") == "":
             body["fingerprint"] = CacheIdentity.from_json(body["identity"]).fingerprint
         body["checksum"] = checksum(body)
-        return json.dumps(body).encode()
+        return spelt(body)
     except Exception:  # no manifest at all; the reader has to say so
         return text
 
