@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from lerobot_theia.data.batch import MAPPED, SMALL_BYTES, Batch, empty
 
@@ -103,9 +104,15 @@ def test_small_tensors_travel_as_bytes() -> None:
     arrived["state"].add_(1)  # it may be written to
 
 
-def test_what_pytorch_and_accelerate_do_with_a_mapping_works_on_it() -> None:
+def test_what_pytorch_and_accelerate_do_with_a_mapping_works_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "pin_memory", Tensor.clone)  # without a GPU nothing can be pinned
     sent = Batch(state=torch.ones(2), task=["push"])
-    for same in (copy.copy(sent), copy.deepcopy(sent), send_to_device(sent, torch.device("cpu"))):
+    for same in (
+        copy.copy(sent),
+        copy.deepcopy(sent),
+        send_to_device(sent, torch.device("cpu")),
+        pin_memory(sent),
+    ):
         assert (
             isinstance(same, Batch) and torch.equal(same["state"], sent["state"]) and same["task"] == ["push"]
         )
