@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from lerobot_theia.cache.storage import StoredTokens
 from lerobot_theia.data.keys import frame_key, tokens_key
-from lerobot_theia.data.residency import LoadedTokens
+from lerobot_theia.data.residency import FrameRuns, LoadedTokens
 from lerobot_theia.encoder import resize
 from tests.policies.conftest import POLICIES, TWO_CAMERAS, make_policy, training_batch, with_tokens
 
@@ -86,7 +87,7 @@ def traffic_of_a_step(kind: str, source: str) -> dict[tuple[str, str], int]:
                 batch[frame_key(camera)] = torch.empty(tokens.shape[:-2], dtype=torch.int64, device="cuda")
                 table = torch.empty(100, *tokens.shape[-2:], dtype=tokens.dtype, device="cuda")
                 tables[camera] = StoredTokens(table)
-            policy.features.on_device = LoadedTokens(tables)
+            policy.features.on_device = LoadedTokens(tables, FrameRuns(np.array([0]), np.array([100])))
         for _ in range(2):  # the first step may set things up
             with HostTraffic() as traffic:
                 policy.forward(dict(batch))
