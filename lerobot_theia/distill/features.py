@@ -8,6 +8,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -65,6 +66,18 @@ class StoredFeatures:
         return Standard(mean.float(), (square - mean.square()).clamp_min(0).sqrt().float())
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """How several processes share out an extraction: each makes every `processes`-th shard, then waits for all."""
+
+    process: int = 0
+    processes: int = 1
+    wait: Callable[[], None] = lambda: None
+
+
+ALONE = Sharing()
+
+
 def extract(
     teacher: Teacher,
     sources: Sequence[PackedSource],
@@ -73,6 +86,7 @@ def extract(
     device: torch.device,
     batch_size: int = 32,
     verify: bool = True,
+    sharing: Sharing = ALONE,
     progress: Progress | None = None,
 ) -> StoredFeatures:
     """Extract the features of all images of `sources`, or what is missing of them.
@@ -87,34 +101,42 @@ def extract(
     path = root / f"{slug}-{identity[:12]}"
     channels, height, width = teacher.feature_size
     layout = ShardLayout(num_tokens=height * width, dim=channels, dtype=DTYPE)
-    shards: dict[str, list[Shard | None]] = {}
     with sole_writer(path):
         remove_temporaries(path)
         record(path / RECORD, teacher)
-        for source in sources:
-            shards[source.name] = []
-            start = 0
-            for number, packed in enumerate(source.shards):
-                frames = len(packed.about["ids"])
-                key = ShardKey(
-                    fingerprint=digest_of([identity, packed.sha256]),
-                    camera=source.name,
-                    shard=number,
-                    start=start,
-                    frames=frames,
-                )
-                file = shard_path(path, source.name, number)
-                if frames and not whole(file, key, layout, path, verify):
-                    rows = range(start, start + frames)
-                    with ShardWriter(file, key, layout) as writer:
-                        for features in features_of(teacher, source, rows, device, batch_size):
-                            writer.append(StoredTokens(features))
-                        writer.finish()
-                shards[source.name].append(Shard(file, key, layout, path) if frames else None)
-                start += frames
-                if progress is not None:
-                    progress(frames)
-    return StoredFeatures(teacher, shards, path)
+    shards = [(source, key) for source in sources for key in shard_keys(source, identity)]
+    for number, (source, key) in enumerate(shards):
+        file = shard_path(path, source.name, key.shard)
+        mine = number % sharing.processes == sharing.process
+        if mine and key.frames and not whole(file, key, layout, path, verify):
+            rows = range(key.start, key.start + key.frames)
+            with ShardWriter(file, key, layout) as writer:
+                for features in features_of(teacher, source, rows, device, batch_size):
+                    writer.append(StoredTokens(features))
+                writer.finish()
+        if progress is not None:
+            progress(key.frames)
+    sharing.wait()
+    opened: dict[str, list[Shard | None]] = {source.name: [] for source in sources}
+    for source, key in shards:
+        file = shard_path(path, source.name, key.shard)
+        opened[source.name].append(Shard(file, key, layout, path) if key.frames else None)
+    return StoredFeatures(teacher, opened, path)
+
+
+def shard_keys(source: PackedSource, identity: str) -> Iterator[ShardKey]:
+    """One shard of features for each shard of frames, named by the contents of those."""
+    start = 0
+    for number, packed in enumerate(source.shards):
+        frames = len(packed.about["ids"])
+        yield ShardKey(
+            fingerprint=digest_of([identity, packed.sha256]),
+            camera=source.name,
+            shard=number,
+            start=start,
+            frames=frames,
+        )
+        start += frames
 
 
 def record(file: Path, teacher: Teacher) -> None:

@@ -151,12 +151,7 @@ def pack(
             file = path / f"{start // SHARD_ITEMS:06d}.safetensors"
             shard = existing(file, key, settings.verify)
             if shard is None:
-                try:
-                    write_shard(file, key, source, items[start:stop], start, settings.image_size)
-                except UnreadableError as error:
-                    raise DistillError(
-                        f"source {source.name!r}: {error}. What is packed is kept; mend it and resume"
-                    ) from error
+                write_shard(file, key, source, items[start:stop], start, settings.image_size)
                 shard = Arrays(file)
             shards.append(shard)
             skipped += [Skipped(*entry) for entry in shard.about["skipped"]]

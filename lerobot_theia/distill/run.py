@@ -13,7 +13,7 @@ from lerobot_theia.cache.root import resolve_cache_root
 from lerobot_theia.distill.checkpoint import whole_checkpoints
 from lerobot_theia.distill.corpus import Corpus
 from lerobot_theia.distill.errors import DistillError
-from lerobot_theia.distill.features import StoredFeatures, extract
+from lerobot_theia.distill.features import Sharing, StoredFeatures, extract
 from lerobot_theia.distill.frames import TRAIN, VALIDATION
 from lerobot_theia.distill.layout import (
     STATISTICS_FILE,
@@ -151,6 +151,7 @@ def extract_features(
     progress: Progress | None,
 ) -> dict[str, StoredFeatures]:
     """Teachers one after the other, so that only one large model is on the device at a time."""
+    sharing = Sharing(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
     stored = {}
     for teacher, _, extracted in taught:
         if not extracted:
@@ -171,6 +172,7 @@ def extract_features(
             device=accelerator.device,
             batch_size=settings.feature_batch_size,
             verify=settings.verify,
+            sharing=sharing,
             progress=advance,
         )
         teacher.to(torch.device("cpu"))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lerobot_theia.distill import pack as packing
 from lerobot_theia.distill.errors import DistillError
-from lerobot_theia.distill.features import StoredFeatures, extract
+from lerobot_theia.distill.features import Sharing, StoredFeatures, extract
 from lerobot_theia.distill.frames import Frames
 from lerobot_theia.distill.pack import PackedSource, PackSettings, pack
 from lerobot_theia.distill.sources.folder import FolderSource
@@ -88,6 +88,17 @@ def test_an_extraction_resumes(packed: PackedSource, tmp_path: Path) -> None:
     assert teacher.seen == 24
     extracted(teacher, packed, tmp_path)
     assert teacher.seen == 24, "nothing is done twice"
+
+
+def test_processes_share_an_extraction(packed: PackedSource, tmp_path: Path) -> None:
+    first, second = Teacher(), Teacher()
+
+    def other_process() -> None:
+        extracted(second, packed, tmp_path, sharing=Sharing(1, 2))
+
+    stored = extracted(first, packed, tmp_path, sharing=Sharing(0, 2, wait=other_process))
+    assert (first.seen, second.seen) == (14, 10), "three shards of 10, 10 and 4 images"
+    assert torch.equal(stored.gather(packed, range(24)), first(packed.frames(range(24))).to(torch.bfloat16))
 
 
 def test_damaged_shards_are_found_and_made_again(packed: PackedSource, tmp_path: Path) -> None:
