@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from lerobot_theia.data import resume, seam
 from lerobot_theia.data.resume import ResumableSampler, StepSeeds
 from tests.data_room.conftest import act, train_config
+from tests.policies.conftest import make_policy, training_batch
 
 Batches = list[list[int]]
 
@@ -118,6 +119,27 @@ class TestSeeds:
         config = train_config(tmp_path)
         config.seed = None
         assert StepSeeds.of_run(config) is None
+
+
+@pytest.mark.parametrize("kind", ["theia_act", "theia_diffusion"])
+def test_a_policys_training_steps_are_seeded_and_nothing_else(kind: str) -> None:
+    policy = make_policy(kind)
+    batch = training_batch(policy)
+
+    def loss(seeds: StepSeeds | None) -> float:
+        policy.step_seeds = seeds
+        return policy.train().forward(dict(batch))[0].item()
+
+    seeds = StepSeeds(3)
+    first, second = loss(seeds), loss(seeds)
+    assert first != second
+    policy.eval().forward(dict(batch))  # held-out loss
+    assert seeds.steps_done == 2
+    assert loss(StepSeeds(3, steps_done=1)) == second
+    torch.manual_seed(0)
+    wanted = loss(None)
+    torch.manual_seed(0)
+    assert loss(None) == wanted != first, "without a seed the generators are left alone"
 
 
 class TestSeam:
