@@ -28,7 +28,6 @@ from lerobot_theia.cache.shard import (
 from lerobot_theia.cache.storage import StoredTokens
 from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.hashing import digest_of
-from lerobot_theia.distill.lock import sole_writer
 from lerobot_theia.distill.loss import Standard
 from lerobot_theia.distill.pack import PackedSource
 from lerobot_theia.distill.teachers.interface import Teacher
@@ -101,9 +100,8 @@ def extract(
     path = root / f"{slug}-{identity[:12]}"
     channels, height, width = teacher.feature_size
     layout = ShardLayout(num_tokens=height * width, dim=channels, dtype=DTYPE)
-    with sole_writer(path):
-        remove_temporaries(path)
-        record(path / RECORD, teacher)
+    remove_temporaries(path)
+    record(path / RECORD, teacher)
     shards = [(source, key) for source in sources for key in shard_keys(source, identity)]
     for number, (source, key) in enumerate(shards):
         file = shard_path(path, source.name, key.shard)

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from lerobot_theia.cache.claim import CLAIM_PREFIX, waiting_for
 from lerobot_theia.cache.files import remove_temporaries
 from lerobot_theia.distill.arrays import Arrays, arrays_sha256, write_arrays
 from lerobot_theia.distill.errors import DistillError, UnreadableError
 from lerobot_theia.distill.frames import Frame, Frames, Item
 from lerobot_theia.distill.hashing import digest_of
-from lerobot_theia.distill.lock import sole_writer
 from lerobot_theia.distill.sources.interface import Source
 from lerobot_theia.encoder.resize import resize
 
@@ -136,7 +136,7 @@ def pack(
     shards: list[Arrays] = []
     skipped: list[Skipped] = []
     limit = allow_skipped * len(items)
-    with sole_writer(path):
+    with waiting_for(path / f"{CLAIM_PREFIX}pack") as claim:  # another process that packs this: let it
         remove_temporaries(path)
         for start in range(0, len(items), SHARD_ITEMS):
             stop = min(start + SHARD_ITEMS, len(items))
@@ -153,6 +153,7 @@ def pack(
             if shard is None:
                 write_shard(file, key, source, items[start:stop], start, settings.image_size)
                 shard = Arrays(file)
+            claim.touch()
             shards.append(shard)
             skipped += [Skipped(*entry) for entry in shard.about["skipped"]]
             if len(skipped) > limit:
