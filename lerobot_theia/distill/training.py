@@ -241,8 +241,8 @@ class Training:
                 checkpoint = step % settings.checkpoint_every == 0 or step == self.steps
                 if step % settings.log_every == 0 or checkpoint:
                     seconds = time.perf_counter() - tally_began
-                    line = {"step": step, "images": step * settings.batch_size, "size": size, "rate": rate}
-                    line |= tally.means() | {"images_per_s": tally.images / seconds}
+                    line = {"step": step, "images": step * settings.batch_size, "size": size}
+                    line |= {"learning_rate": rate} | tally.means() | {"images_per_s": tally.images / seconds}
                     log.write(line)
                     self.watcher.log(line)
                     tally, tally_began = Tally(), time.perf_counter()

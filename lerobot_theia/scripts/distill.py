@@ -120,6 +120,7 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
 @hydra.main(version_base="1.3", config_path=f"{config_folder()}/distill", config_name="distill")
 def run(config: DictConfig) -> None:
     from lerobot_theia.cache.errors import CacheError
+    from lerobot_theia.demos.recording import RecordingError
     from lerobot_theia.distill.errors import DistillError
     from lerobot_theia.distill.run import command_line, distill
     from lerobot_theia.distill.settings import settings_from
@@ -130,7 +131,7 @@ def run(config: DictConfig) -> None:
         result = distill(settings_from(settings_of(config)), show, steps, command_line())
         if result is not None:
             show.say(f"student: {result}")
-    except (DistillError, CacheError, ValueError, OSError, OmegaConfBaseException) as error:
+    except (DistillError, CacheError, RecordingError, ValueError, OSError, OmegaConfBaseException) as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         logging.getLogger(__name__).debug("details", exc_info=True)
