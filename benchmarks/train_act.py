@@ -21,7 +21,8 @@ def main() -> None:
         ("--repeats", {"type": int, "default": 2, "help": "runs of each arm's best, the first one included"}),
     )
     quick = chosen.quick
-    root = texture_dataset(chosen.work, **({"episodes": 1, "frames": 10} if quick else {}))
+    small = {"episodes": 1, "frames": 10, "height": 48, "width": 64}
+    root = texture_dataset(chosen.work, **(small if quick else {}))
     caches = chosen.work / "caches"
     for pool in (1, 2):
         cache_of_dataset(root, TEXTURES, caches, pool=pool)
@@ -43,7 +44,7 @@ def main() -> None:
     def run(arm: str, number: int) -> float:
         extra = (*SMALL, "--batch_size=2") if quick else ("--batch_size=8",)
         found = train(
-            chosen.work / "train", root, TEXTURES, *flags[arm], *extra, f"--num_workers={number}",
+            chosen.work / "train_act", root, TEXTURES, *flags[arm], *extra, f"--num_workers={number}",
             steps=2 if quick else steps[arm], log_every=log_every,
         )  # fmt: skip
         waiting.setdefault(f"{arm}, {number} workers", []).append(found.waiting)

@@ -38,7 +38,7 @@ def main() -> None:
                 steps, log_every = 400, 40
             small = ("--policy.down_dims=[16,32]",) if quick else ("--policy.down_dims=[64,128,256]",)
             found = train(
-                chosen.work / "train", root, PUSHT, *UNET, *small, f"--policy.encoder=random-{size}",
+                chosen.work / "train_diffusion", root, PUSHT, *UNET, *small, f"--policy.encoder=random-{size}",
                 f"--policy.features={features}", f"--policy.cache_root={caches}", f"--num_workers={workers}",
                 f"--batch_size={2 if quick else 64}", steps=4 if quick else steps, log_every=1 if quick else log_every,
             )  # fmt: skip
