@@ -95,9 +95,14 @@ def precompute(
         check_same(read_manifest(path), plan)
     say(f"encoding {settings.repo_id} with {encoder.spec.describe()} on {encoder.device}")
     say(plan.describe())
-    on_plan(plan)
-    with in_use(plan.path):
-        return Run(plan, encoder, say, progress).finish()
+    run = Run(plan, encoder, say, progress)
+    try:
+        on_plan(plan)
+        with in_use(plan.path):
+            return run.finish()
+    except (KeyboardInterrupt, SystemExit):
+        say(run.how_far())
+        raise
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -136,6 +141,8 @@ class Run:
         progress: Callable[[int, int], None],
     ) -> None:
         self.plan, self.encoder, self.say, self.progress = plan, encoder, say, progress
+        self.work = Work(plan)
+        self.looked = False
         self.report = Report(plan.path)
         self.started = datetime.datetime.now(datetime.UTC)
 
@@ -145,15 +152,11 @@ class Run:
         previous = self.previous_manifest()
         self.settle_shard_size(previous)
         self.work = Work(self.plan)
-        try:
-            self.look(previous)
-            if self.work.missing:
-                self.make_shards()
-            if not self.report.up_to_date or previous is None:
-                publish(self.plan, self.encoder, self.work, self.started)
-        except (KeyboardInterrupt, SystemExit):
-            self.say(self.how_far())
-            raise
+        self.look(previous)
+        if self.work.missing:
+            self.make_shards()
+        if not self.report.up_to_date or previous is None:
+            publish(self.plan, self.encoder, self.work, self.started)
         (self.plan.path / SETTLED_NAME).unlink(missing_ok=True)
         sweep(self.plan.path)
         self.report.seconds = (datetime.datetime.now(datetime.UTC) - self.started).total_seconds()
@@ -196,6 +199,7 @@ class Run:
     def look(self, previous: Manifest | None) -> None:
         """See what is there, and whether there is room for the rest."""
         self.work.look(previous, self.plan.settings.verify, self.note)
+        self.looked = True
         self.report.frames_kept = self.work.frames(list(self.work.digests))
         self.check_space()
         self.tell(0)
@@ -239,6 +243,8 @@ class Run:
         self.progress(report.frames_kept + report.frames_shared + report.frames_encoded, new)
 
     def how_far(self) -> str:
+        if not self.looked:
+            return f"stopped before work began; the same command goes on from there: {self.plan.path}"
         complete = self.work.frames(list(self.work.digests))
         return (
             f"stopped: {complete:,} of {self.plan.num_frames:,} frames are complete; the same command goes on from "

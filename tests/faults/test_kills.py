@@ -5,12 +5,21 @@ resume: same shards, same manifest (but for time and versions), no file besides,
 """
 
 import functools
+import signal
 
 import pytest
 
 from tests.faults import trials
 from tests.faults.injection import Fault
-from tests.faults.trials import every_fault, how_long, in_turns, kill_after, kill_at, random_delays
+from tests.faults.trials import (
+    every_fault,
+    how_long,
+    in_turns,
+    kill_after,
+    kill_at,
+    random_delays,
+    stop_after,
+)
 from tests.faults.workshop import Job, Whole, made, run
 
 pytestmark = pytest.mark.faults
@@ -58,6 +67,20 @@ def test_killed_at_a_hundred_random_times(whole: Whole) -> None:
     delays = random_delays(RANDOM_KILLS, how_long(whole), seed=1)
     left = in_turns(functools.partial(kill_after, whole), delays)
     assert len(left) == 100 and len(set(left)) > 3, "the kills all hit the same place"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_at_random_times(whole: Whole, number: signal.Signals) -> None:
+    """By `kill` or Ctrl-C: it says how to go on, with the exit status of that signal."""
+    delays = random_delays(3, how_long(whole), seed=2)
+    in_turns(lambda delay: stop_after(whole, delay, number), delays)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_at_twenty_random_times(whole: Whole, number: signal.Signals) -> None:
+    delays = random_delays(20, how_long(whole), seed=3)
+    in_turns(lambda delay: stop_after(whole, delay, number), delays)
 
 
 @pytest.mark.slow

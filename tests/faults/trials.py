@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -9,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.faults.children import Child
 from tests.faults.injection import Fault
-from tests.faults.workshop import Whole, made, run, start, temporaries
+from tests.faults.workshop import Whole, made, make_cache_as_command, run, start, temporaries
 
 AT_ONCE = 2
 
@@ -45,6 +47,24 @@ def kill_after(whole: Whole, delay_s: float) -> str:
             return resume(whole, root, f"kill after {delay_s:.3f} s")
         assert outcome.status == 0, outcome.details
     return kill_after(whole, delay_s * 0.8)
+
+
+def stop_after(whole: Whole, delay_s: float, number: signal.Signals) -> str:
+    """Stop a run with a signal so long after its work began, or sooner if it ends before. Returns what it left."""
+    with new_root() as root:
+        child = Child(make_cache_as_command, whole.job, root)
+        assert child.hear() == "planned"
+        time.sleep(delay_s)
+        child.kill(number)
+        outcome = child.wait()
+        assert outcome.value is not None, outcome.details
+        status, said = outcome.value
+        if status:
+            assert status == 128 + number, status
+            assert "the same command goes on from there" in said[-1], said
+            assert not temporaries(root), "a file that was begun is left"
+            return resume(whole, root, f"{number.name} after {delay_s:.3f} s")
+    return stop_after(whole, delay_s * 0.8, number)
 
 
 def resume(whole: Whole, root: Path, what: str) -> str:

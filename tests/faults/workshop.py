@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lerobot_theia.cache.files import TEMPORARY_PREFIX
 from lerobot_theia.cache.manifest import MANIFEST_NAME
 from lerobot_theia.cache.plan import PrecomputeSettings
 from lerobot_theia.cache.precompute import Report, precompute
+from lerobot_theia.scripts.precompute import stop
 from tests.datasets import REPO_ID, make_dataset
 from tests.encoder.published_layout import (
     backbone_shapes,
@@ -92,6 +94,18 @@ def make_cache(
     steps = inject(fault)
     report = precompute(job.settings(root), on_plan=lambda plan: tell("planned"))
     return Made(report, steps)
+
+
+def make_cache_as_command(tell: Tell, job: Job, root: Path) -> tuple[int, list[str]]:
+    """For children: precompute as the command does, which signals stop in order. Exit status, and what was said."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    said: list[str] = []
+    try:
+        precompute(job.settings(root), say=said.append, on_plan=lambda plan: tell("planned"))
+    except SystemExit as end:
+        return int(end.code or 0), said
+    return 0, said
 
 
 def run(
