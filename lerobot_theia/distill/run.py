@@ -115,6 +115,8 @@ def distill(
     if accelerator.is_main_process:
         write_result(result, settings, beginning, license, commercial, corpus, lessons, trained, command)
     accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1:
+        accelerator.end_training()  # A process that ends while the group's threads run is aborted.
     return result
 
 

@@ -17,12 +17,13 @@ FALLS_BELOW = 0.2
 
 
 def command(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    launch = ["-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}", "--module"]
+    # `accelerate launch --cpu` starts one process whatever it is told.
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
     return subprocess.run(
         [sys.executable, *(launch if processes > 1 else ["-m"]), "lerobot_theia.scripts.distill", *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"},
         timeout=1800,
         check=False,
     )
