@@ -92,7 +92,8 @@ def test_a_precompute_uses_no_more_at_its_end_than_soon_after_its_start(
     cache, usages = precomputed
     assert len(usages) >= 40
     tokens_mb = cache.manifest.num_bytes / 2**20
-    check_flat(usages[len(usages) // 5 :], memory_mb=int(tokens_mb / 10))
+    # Keeping what was encoded between the quarters compared would add 0.4 of the tokens at least.
+    check_flat(usages[len(usages) // 5 :], memory_mb=int(tokens_mb / 3))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
