@@ -31,13 +31,21 @@ REASONS = {
 """Why a target is missed, where that is known. By benchmark."""
 
 
+WAITING = """**What a step waits for on a GPU.** Between a batch of tokens, or of their numbers, and the loss, nothing of ours waits
+    for the GPU or copies to or from it: torch's fake tensors show that without one (`tests/policies/test_no_waiting.py`).
+    What waits is LeRobot's: ACT takes two parts of its loss to the host for the log, before the backward pass begins, and
+    `lerobot-train` the loss and the gradient's norm after the update. Its processor copies each tensor of a batch over by
+    itself, from pinned memory. Online, the range of float frames is checked, which waits once per camera."""
+"""True of the code, whatever was measured."""
+
+
 def account(results: dict[str, Result]) -> list[str]:
     """One paragraph per benchmark that has results, each followed by an empty line."""
     lines = []
     for name, write in PARAGRAPHS.items():
         if name in results:
             lines += [" ".join(write(results[name]).split()), ""]
-    return lines
+    return [*lines, " ".join(WAITING.split()), ""]
 
 
 def median(result: Result, arm: str) -> float:
@@ -135,6 +143,43 @@ def int8(result: Result) -> str:
         tokens is {value:.5f} of that from float16."""
 
 
+def gpu_encoder(result: Result) -> str:
+    product = median(result, "matrix product")
+    sizes = [size for size in ("tiny", "small", "base") if f"theia {size}" in result["arms"]]
+    parts = [
+        f"{size}: {median(result, f'theia {size}'):,.0f} frames/s eager, {median(result, f'theia {size}, compiled'):,.0f} "
+        f"compiled, {median(result, f'transformers ViT {size}'):,.0f} transformers' own ViT; the best is "
+        f"{outcome(result, f'share of the matrix rate measured here, {size}'):.0%} of the matrix rate"
+        for size in sizes
+    ]
+    return f"""**Encoder.** A large product runs at {product:,.0f} TFLOP/s in bf16 here, which is what there is to reach.
+        {"; ".join(parts)}."""
+
+
+def gpu_latency(result: Result) -> str:
+    parts = [f"{name}: {arm['median']:.1f} ms" for name, arm in result["arms"].items()]
+    return f"**Latency.** {'; '.join(parts)}. Each call is waited for, as a robot waits for its action."
+
+
+def gpu_training(result: Result) -> str:
+    runs = {name: arm["median"] for name, arm in result["arms"].items() if arm["unit"] == "samples/s"}
+    kinds = {
+        "raw frames": [name for name in runs if name.startswith("raw")],
+        "online": [name for name in runs if name.startswith("online")],
+        "cached": [name for name in runs if name.startswith("cached") and not name.endswith("compiled")],
+        "compiled": [name for name in runs if name.endswith("compiled")],
+    }
+    parts = []
+    for kind, names in kinds.items():
+        best = max(names, key=lambda name: runs[name])
+        split = " + ".join(
+            f"{median(result, f'{part}: {best}'):.1f} {part}"
+            for part in ("waiting", "preprocessing", "update")
+        )
+        parts.append(f"{kind} {runs[best]:,.0f} samples/s, a step of {split} ms ({best})")
+    return f"**Training {result['name'].removeprefix('gpu_')} on a GPU.** {'; '.join(parts)}."
+
+
 PARAGRAPHS: dict[str, Callable[[Result], str]] = {
     "loader": loader,
     "gather": gather,
@@ -143,4 +188,8 @@ PARAGRAPHS: dict[str, Callable[[Result], str]] = {
     "train_act": train_act,
     "train_diffusion": train_diffusion,
     "int8": int8,
+    "gpu_encoder": gpu_encoder,
+    "gpu_latency": gpu_latency,
+    "gpu_act": gpu_training,
+    "gpu_diffusion": gpu_training,
 }

@@ -21,6 +21,8 @@ ROWS = {
     6: "share of a training step spent waiting for data, one worker",
     7: "open a cache and gather a batch, 10 M frames over 10 k",
     8: "int8 tokens: bytes, cosine, loss on held-out batches",
+    9: "on an H200: samples/s of `lerobot-train`, `theia_act` cached, two cameras, bf16, batch 64",
+    10: "on an H200: milliseconds to encode one frame with base",
 }
 INTRODUCTION = """# Performance
 
@@ -118,7 +120,7 @@ def missed(results: dict[str, dict[str, Any]]) -> list[str]:
 def table(result: dict[str, Any]) -> list[str]:
     settings = ", ".join(f"{key} {value}" for key, value in result["settings"].items())
     lines = [
-        f"**`{result['name']}.py`**: {result['measured']}. {settings}. Other processes kept "
+        f"**`{script(result['name'])}`**: {result['measured']}. {settings}. Other processes kept "
         f"{result['cores_used_by_others']:.2f} cores busy.",
         *[f"Note: {note}." for note in result["notes"]],
         "",
@@ -133,6 +135,11 @@ def table(result: dict[str, Any]) -> list[str]:
     if others:
         lines += ["", "; ".join(f"{each['what']}: {number(each['value'])}" for each in others) + "."]
     return lines
+
+
+def script(name: str) -> str:
+    """What to run for a result of that name."""
+    return f"gpu.py --parts {name.removeprefix('gpu_')}" if name.startswith("gpu_") else f"{name}.py"
 
 
 def spread(arm: dict[str, Any]) -> str:
@@ -157,7 +164,8 @@ def draw(machines: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
 
     panels = {
         "loader": "loader, samples/s", "gather": "gather, GB/s", "precompute": "precompute, frames/s",
-        "train_act": "ACT, steps/s", "train_diffusion": "diffusion, steps/s", "gpu": "GPU, frames/s and samples/s",
+        "train_act": "ACT, steps/s", "train_diffusion": "diffusion, steps/s",
+        "gpu_encoder": "encoder, frames/s", "gpu_act": "ACT, samples/s", "gpu_diffusion": "diffusion, samples/s",
     }  # fmt: skip
     shown = [name for name in panels if any(name in results for results in machines.values())]
     figure, axes = plt.subplots(
@@ -170,7 +178,8 @@ def draw(machines: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
                 axis.axis("off")
                 continue
             arms = {
-                label: arm for label, arm in results[name]["arms"].items() if arm["unit"].endswith("/s") and arm["median"]
+                label: arm for label, arm in results[name]["arms"].items()
+                if arm["unit"].endswith("/s") and arm["unit"] != "TFLOP/s" and arm["median"]
             }  # fmt: skip
             axis.barh(list(arms), [arm["median"] for arm in arms.values()], color="#4477aa")
             for y, arm in enumerate(arms.values()):

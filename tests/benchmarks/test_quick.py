@@ -7,9 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-CHEAP = ("loader", "gather", "scale", "int8")
+CHEAP = {name: (f"{name}.py",) for name in ("loader", "gather", "scale", "int8")}
+ON_A_GPU = {
+    f"gpu_{part}": ("gpu.py", "--device=cpu", f"--parts={part}")
+    for part in ("encoder", "latency", "act", "diffusion")
+}
+"""Their numbers want a GPU, their code runs on any machine."""
 
 pytestmark = pytest.mark.slow
 
@@ -20,13 +26,26 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("benchmarks")
 
 
-@pytest.fixture(scope="module", params=CHEAP)
+def run(work: Path, out: Path, *script: str) -> subprocess.CompletedProcess:
+    command = [
+        sys.executable,
+        f"benchmarks/{script[0]}",
+        *script[1:],
+        "--quick",
+        f"--work={work}",
+        f"--out={out}",
+    ]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+@pytest.fixture(scope="module", params=[*CHEAP, *ON_A_GPU])
 def text(request: pytest.FixtureRequest, work: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The result of a quick run, as it was written."""
     out = tmp_path_factory.mktemp(request.param)
-    command = [sys.executable, f"benchmarks/{request.param}.py", "--quick", f"--work={work}", f"--out={out}"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=300)
+    done = run(work, out, *(CHEAP | ON_A_GPU)[request.param])
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     (path,) = out.glob("*/*.json")
     assert path.stem == request.param
@@ -52,7 +71,33 @@ def test_result_holds_each_repeat_and_judges_only_what_has_a_target(text: str) -
     for outcome in result["outcomes"]:
         has_target = outcome["at_least"] is not None or outcome["at_most"] is not None
         assert (outcome["met"] is not None) == has_target
-    assert any(outcome["row"] is not None for outcome in result["outcomes"])
+    if result["name"] in CHEAP:
+        assert any(outcome["row"] is not None for outcome in result["outcomes"])
+
+
+def test_each_arm_of_training_on_a_gpu_is_split_into_waiting_preprocessing_and_update(text: str) -> None:
+    result = json.loads(text)
+    if result["name"] not in ("gpu_act", "gpu_diffusion"):
+        pytest.skip("no training")
+    arms, batch = result["arms"], result["settings"]["batch_size"]
+    runs = [name for name, arm in arms.items() if arm["unit"] == "samples/s"]
+
+    for kind in ("raw, in-tree", "online", "cached, disk", "cached, memory", "cached, device"):
+        assert any(name.startswith(kind) for name in runs)
+    assert any(name.endswith("compiled") for name in runs)
+    for name in runs:
+        parts = [arms[f"{part}: {name}"]["values"] for part in ("waiting", "preprocessing", "update")]
+        for rate, *split in zip(arms[name]["values"], *parts, strict=True):
+            assert min(split) > 0
+            assert sum(split) == pytest.approx(1e3 * batch / rate, rel=1e-3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_measured_and_that_is_said(work: Path, tmp_path: Path) -> None:
+    done = run(work, tmp_path, "gpu.py")
+    assert done.returncode == 0
+    assert "nothing was measured" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_result_holds_no_path_or_name_of_the_machine(text: str, work: Path) -> None:
