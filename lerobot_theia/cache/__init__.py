@@ -14,6 +14,7 @@ dataset.py     opening the dataset that it is made from
 work.py        which shards are there, which are to be made, which are ours to make
 claim.py       several processes at one cache: claims on shards, a lock against deletion
 shard_size.py  frames per shard, settled once for all who build a cache
+reuse.py       shards that another cache of the dataset holds already
 make.py        making shards: decode -> encode -> write
 pipeline.py    threads a few items ahead of their caller, and one behind it
 video.py       a video file read front to back

@@ -26,6 +26,7 @@ from lerobot_theia.cache.make import ShardMaker
 from lerobot_theia.cache.manifest import MANIFEST_NAME, Manifest, read_manifest
 from lerobot_theia.cache.plan import Plan, PrecomputeSettings, format_bytes, make_plan
 from lerobot_theia.cache.publish import publish
+from lerobot_theia.cache.reuse import copy_shard, donors, unchanged_shards
 from lerobot_theia.cache.shard_size import SETTLED_NAME, settle_shard_frames
 from lerobot_theia.cache.storage import FLOAT_DTYPES
 from lerobot_theia.cache.work import Work, claim_path
@@ -47,6 +48,8 @@ class Report:
     """Of shards that were there before."""
     frames_shared: int = 0
     """Of shards that other processes made meanwhile."""
+    frames_copied: int = 0
+    """Of shards that another cache of the dataset has: their frames have not changed."""
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
     """Damage that was found and mended."""
@@ -57,7 +60,7 @@ class Report:
     @property
     def up_to_date(self) -> bool:
         """Whether there was nothing to do."""
-        return self.frames_encoded == 0 and self.frames_shared == 0 and not self.problems
+        return not (self.frames_encoded or self.frames_shared or self.frames_copied or self.problems)
 
     @property
     def frames_per_s(self) -> float:
@@ -93,6 +96,8 @@ def precompute(
     if path is not None:
         plan = replace(plan, path=path)
         check_same(read_manifest(path), plan)
+    elif not plan.path.exists():
+        plan = replace(plan, path=under_another_name(plan) or plan.path)
     say(f"encoding {settings.repo_id} with {encoder.spec.describe()} on {encoder.device}")
     say(plan.describe())
     run = Run(plan, encoder, say, progress)
@@ -124,6 +129,16 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
+def under_another_name(plan: Plan) -> Path | None:
+    """This very cache, in a folder that was renamed, or named when the encoder was called otherwise."""
+    for path in sorted(plan.path.parent.glob(f"*/{MANIFEST_NAME}")):
+        with contextlib.suppress(CacheError):
+            if read_manifest(path.parent).identity == plan.identity:
+                return path.parent
+    begun = sorted(plan.path.parent.glob(f"*-{plan.identity.fingerprint[:12]}"))
+    return begun[0] if begun else None
+
+
 def check_same(manifest: Manifest, plan: Plan) -> None:
     if found := differences(plan.identity.to_json(), manifest.identity.to_json()):
         fields = "; ".join(f"{field}: it has {has!r}, this is {now!r}" for field, now, has in found)
@@ -153,6 +168,8 @@ class Run:
         self.settle_shard_size(previous)
         self.work = Work(self.plan)
         self.look(previous)
+        if self.work.missing and previous is None:
+            self.copy_shards()
         if self.work.missing:
             self.make_shards()
         if not self.report.up_to_date or previous is None:
@@ -219,6 +236,19 @@ class Run:
                 f"(pool=2 quarters it)."
             )
 
+    def copy_shards(self) -> None:
+        """Take over what other caches of this dataset hold of frames that have not changed."""
+        for donor in donors(self.plan):
+            names = unchanged_shards(self.plan, donor.manifest)
+            before = self.report.frames_copied
+            for shard in self.work.claimed(name for name in names if name not in self.work.digests):
+                with contextlib.closing(shard):
+                    if copy_shard(donor, shard):
+                        self.report.frames_copied += shard.key.frames
+                        self.tell(0)
+            if copied := self.report.frames_copied - before:
+                self.say(f"{copied:,} frames are as they were, and copied from {donor.path}")
+
     def make_shards(self) -> None:
         """Make what is missing and free; wait for what others are making, and make that, too, if they end."""
         maker, waiting = ShardMaker(self.encoder, self.plan.settings, self.work), False
@@ -240,7 +270,8 @@ class Run:
         report = self.report
         report.frames_encoded += new
         report.frames_shared = self.work.frames_shared
-        self.progress(report.frames_kept + report.frames_shared + report.frames_encoded, new)
+        had = report.frames_kept + report.frames_shared + report.frames_copied
+        self.progress(had + report.frames_encoded, new)
 
     def how_far(self) -> str:
         if not self.looked:
@@ -257,8 +288,9 @@ class Run:
             checked = "checked" if self.plan.settings.verify else "headers checked"
             return f"nothing to do: the cache is complete ({report.frames_kept:,} frames, {checked}): {report.path}"
         shared = f", {report.frames_shared:,} made by other processes" if report.frames_shared else ""
+        copied = f", {report.frames_copied:,} copied" if report.frames_copied else ""
         mended = f", {len(report.problems)} damaged file(s) mended" if report.problems else ""
         return (
             f"{report.frames_encoded:,} frames encoded in {report.seconds:.1f} s ({report.frames_per_s:.1f} frames/s), "
-            f"{report.frames_kept:,} kept{shared}{mended}: {report.path}"
+            f"{report.frames_kept:,} kept{copied}{shared}{mended}: {report.path}"
         )

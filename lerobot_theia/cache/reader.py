@@ -120,11 +120,11 @@ class FeatureCache:
     def shard(self, camera: str, shard: int) -> Shard:
         opened = self._shards.get((camera, shard))
         if opened is None:
-            opened = Shard(**self._where(camera, shard))
+            opened = Shard(**self.where(camera, shard))
             self._shards[camera, shard] = opened
         return opened
 
-    def _where(self, camera: str, shard: int) -> dict[str, Any]:
+    def where(self, camera: str, shard: int) -> dict[str, Any]:
         """Arguments of `Shard`, `check_header` and `verify_shard`."""
         return {
             "path": shard_path(self.path, camera, shard),
@@ -139,7 +139,7 @@ class FeatureCache:
         with contextlib.ExitStack() as stack:
             folders: dict[str, int | None] = {}
             for camera, shard in self.manifest.shard_names():
-                where = self._where(camera, shard)
+                where = self.where(camera, shard)
                 if camera not in folders:
                     folders[camera] = open_folder(where["path"].parent, stack)
                 try:
@@ -152,7 +152,7 @@ class FeatureCache:
         problems = []
         for camera, shard in self.manifest.shard_names():
             try:
-                verify_shard(**self._where(camera, shard))
+                verify_shard(**self.where(camera, shard))
             except CacheDamagedError as error:
                 problems.append(str(error))
             progress(self.manifest.shard_bytes(camera, shard))

@@ -28,6 +28,9 @@ class DatasetSource:
     identity: DatasetIdentity
     files: dict[str, tuple[SourceFile, ...]]
     """Per camera, the files its frames are read from; their digest is `CameraIdentity.content`."""
+    fps: float
+    tables: dict[str, list[dict]]
+    """Per camera, `frame_table`; its digest with `fps` is `CameraIdentity.frames`."""
 
 
 class FileHashes:
@@ -114,7 +117,7 @@ def describe_source(
     recorded in `known_files`, the files of the cache it is compared to; without a record that is an error.
     """
     check_frame_index(meta)
-    identities, files = {}, {}
+    identities, files, tables = {}, {}, {}
     for camera in cameras:
         table = frame_table(meta, camera)
         recorded = {file.path: file for file in (known_files or {}).get(camera, ())}
@@ -135,10 +138,10 @@ def describe_source(
             kind="video" if camera in meta.video_keys else "image",
             height=height,
             width=width,
-            frames=sha256_of_json({"fps": meta.fps, "episodes": table}),
+            frames=frames_digest(meta.fps, table),
             content=content_digest(camera_files),
         )
-        files[camera] = tuple(camera_files)
+        files[camera], tables[camera] = tuple(camera_files), table
     identity = DatasetIdentity(
         repo_id=meta.repo_id,
         revision=str(meta.revision),
@@ -146,7 +149,7 @@ def describe_source(
         num_frames=meta.total_frames,
         cameras=identities,
     )
-    return DatasetSource(identity, files)
+    return DatasetSource(identity, files, meta.fps, tables)
 
 
 def missing_files(meta: LeRobotDatasetMetadata, cameras: Iterable[str]) -> list[Path]:
@@ -198,6 +201,10 @@ def frame_table(meta: LeRobotDatasetMetadata, camera: str) -> list[dict]:
             strict=True,
         )
     ]
+
+
+def frames_digest(fps: float, table: list[dict]) -> str:
+    return sha256_of_json({"fps": fps, "episodes": table})
 
 
 def content_digest(files: Iterable[SourceFile]) -> str:

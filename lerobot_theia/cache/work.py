@@ -1,7 +1,7 @@
 """The shards of a cache that is being built: which are there, which are to be made, and which of them are ours to make."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,12 @@ class Work:
                     self.frames_shared += self.key(name).frames
         return name in self.digests
 
-    def claimed(self) -> Iterator["ClaimedShard"]:
-        """Shards that are missing and that nobody else is making, claimed one by one as they are asked for."""
-        for name in self.missing:
+    def claimed(self, names: Iterable[Name] | None = None) -> Iterator["ClaimedShard"]:
+        """Shards, of `names` or all, that are missing and that nobody else is making.
+
+        They are claimed one by one as they are asked for.
+        """
+        for name in self.missing if names is None else names:
             if self.settled(name):
                 continue
             claim = take(claim_path(self.path, *name))

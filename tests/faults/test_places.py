@@ -21,7 +21,7 @@ from lerobot_theia.scripts import cache as cache_command
 from tests.datasets import REPO_ID
 from tests.faults import children, places
 from tests.faults.children import Tell
-from tests.faults.workshop import TOP, WRIST, Job, Whole, files_under, made, run, sha256, tokens_of
+from tests.faults.workshop import TOP, WRIST, Job, Whole, files_under, made, run, sha256, state, tokens_of
 
 pytestmark = pytest.mark.faults
 
@@ -42,14 +42,6 @@ def request(job: Job) -> CacheRequest:
 def same_tokens(one: FeatureCache, other: FeatureCache) -> bool:
     found, wanted = tokens_of(one), tokens_of(other)
     return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
-
-
-def state(root: Path) -> dict[str, tuple]:
-    """Everything under a folder, and when it was changed."""
-    return {
-        name: (sha256(root / name), (root / name).stat().st_mtime_ns)
-        for name in sorted(files_under(root))
-    }  # fmt: skip
 
 
 # --- read-only places

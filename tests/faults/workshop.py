@@ -17,6 +17,7 @@ from lerobot_theia.cache.precompute import Report, precompute
 from lerobot_theia.scripts.precompute import stop
 from tests.datasets import REPO_ID, make_dataset
 from tests.encoder.published_layout import (
+    Shapes,
     backbone_shapes,
     published_config,
     recipe_tensors,
@@ -64,11 +65,17 @@ class Made:
     steps: list[str]
 
 
-def make_encoder(folder: Path, dim: int = 192, seed: int = 0) -> Path:
-    """A Theia of one layer, in the published layout."""
-    tensors = recipe_tensors(backbone_shapes(dim, num_layers=1))
+def make_encoder(
+    folder: Path,
+    dim: int = 192,
+    seed: int = 0,
+    config: dict[str, Any] | None = None,
+    more: Shapes | None = None,
+) -> Path:
+    """A Theia of one layer, in the published layout; `more` tensors are its translator's."""
+    tensors = recipe_tensors(backbone_shapes(dim, num_layers=1) | (more or {}))
     tensors["backbone.model.layernorm.bias"] += seed
-    return write_checkpoint(folder, published_config("tiny", "cdiv"), tensors)
+    return write_checkpoint(folder, config or published_config("tiny", "cdiv"), tensors)
 
 
 def make_job(
@@ -194,6 +201,13 @@ def meaning(cache: Path) -> dict[str, Any]:
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def state(root: Path) -> dict[str, tuple]:
+    """Everything under a folder, and when it was changed."""
+    return {
+        name: (sha256(root / name), (root / name).stat().st_mtime_ns) for name in sorted(files_under(root))
+    }
 
 
 def tokens_of(cache: FeatureCache) -> dict[str, torch.Tensor]:
