@@ -9,7 +9,6 @@ AGENT_RADIUS = 15.0
 
 # The T in its own frame, as gym-pusht makes it: (centre x, centre y, half width, half height) of bar and stem.
 RECTANGLES = ((0.0, 15.0, 60.0, 15.0), (0.0, 75.0, 15.0, 45.0))
-TEE_LENGTH = 120.0
 
 
 def corners(pose: np.ndarray) -> np.ndarray:

@@ -93,6 +93,8 @@ class Steps:
             self.what, self.bar = what, tqdm(total=total, unit="image", desc=what, dynamic_ncols=True)
         assert self.bar is not None
         self.bar.update(new)
+        if self.bar.n >= total:
+            self.bar.close()
 
     def close(self) -> None:
         if self.bar is not None:

@@ -1,5 +1,7 @@
 """PushT as a source and as a teacher: pictures, states and maps speak of the same thing."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -108,13 +110,13 @@ def test_folding_keeps_every_pixel() -> None:
     assert teacher(as_frames(drawn(2))).shape == (2, *teacher.feature_size)
 
 
-def test_coordinates_say_where_on_the_block_a_pixel_lies() -> None:
-    poses = torch.tensor([[400, 400, 256, 200, 0.0, *GOAL], [400, 400, 256, 200, np.pi / 2, *GOAL]])
-    maps = PushTTeacher(maps=("coordinates",), resolution=64).draw(poses)
-    # Unturned, the T's own x grows to the right; turned by a quarter, it grows downwards.
-    right = maps[0, 0, 26]
-    down = maps[1, 0, :, 31]
-    assert right.argmax() > right.argmin() and down.argmax() > down.argmin()
+def test_orientation_is_that_of_block_and_goal_where_they_are() -> None:
+    poses = torch.tensor([[400, 400, 256, 200, 0.5, 120, 400, -2.0]])
+    mask = PushTTeacher(maps=("mask",), resolution=64).draw(poses)[0, :2]
+    maps = PushTTeacher(maps=("orientation",), resolution=64).draw(poses)[0]
+    for i, angle in enumerate((0.5, -2.0)):
+        assert torch.allclose(maps[2 * i], math.cos(angle) * mask[i], atol=1e-6)
+        assert torch.allclose(maps[2 * i + 1], math.sin(angle) * mask[i], atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from lerobot_theia.distill.frames import Frames
 from lerobot_theia.distill.pusht_geometry import (
     AGENT_RADIUS,
     ARENA,
-    TEE_LENGTH,
     disc_distance,
     signed_distance,
     to_tee,
@@ -22,7 +21,7 @@ from lerobot_theia.distill.teachers.interface import fold, unfold
 from lerobot_theia.encoder.translator import FeatureSize
 
 OBJECTS = ("block", "goal", "agent")
-MAPS = ("mask", "distance", "coordinates")
+MAPS = ("mask", "distance", "orientation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +30,8 @@ class PushTTeacher:
 
     Args:
         maps: `mask`: how much of a pixel the object covers, one map per object; `distance`: signed distance to
-            its border in arena units, negative inside, one map per object; `coordinates`: where on the T a pixel lies,
-            in the T's own frame, two maps each for block and goal, 0 outside.
+            its border in arena units, negative inside, one map per object; `orientation`: cosine and sine of its angle
+            where it covers a pixel, 0 elsewhere, for block and goal.
         resolution: pixels along a side of the maps.
         grid: positions along a side of the features; the pixels of a position become channels.
         distance_limit: farther than this, distance does not grow.
@@ -61,7 +60,7 @@ class PushTTeacher:
 
     @property
     def num_maps(self) -> int:
-        return sum(4 if name == "coordinates" else len(OBJECTS) for name in self.maps)
+        return sum(4 if name == "orientation" else len(OBJECTS) for name in self.maps)
 
     @property
     def feature_size(self) -> FeatureSize:
@@ -94,10 +93,9 @@ class PushTTeacher:
         pixel = ARENA / self.resolution
         axis = (torch.arange(self.resolution, device=state.device) + 0.5) * pixel
         points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).view(1, -1, 2)
-        on_block, on_goal = to_tee(points, block), to_tee(points, goal)
         distances = [
-            signed_distance(on_block),
-            signed_distance(on_goal),
+            signed_distance(to_tee(points, block)),
+            signed_distance(to_tee(points, goal)),
             disc_distance(points, agent, AGENT_RADIUS),
         ]
         masks = [(0.5 - distance / pixel).clamp(0, 1) for distance in distances]
@@ -108,14 +106,13 @@ class PushTTeacher:
             elif name == "distance":
                 maps += [distance.clamp_max(self.distance_limit) for distance in distances]
             else:
-                for local, mask in ((on_block, masks[0]), (on_goal, masks[1])):
-                    centred = (local - local.new_tensor([0.0, TEE_LENGTH / 2])) / TEE_LENGTH
-                    maps += [centred[..., 0] * mask, centred[..., 1] * mask]
+                for angle, mask in ((block[:, 2:], masks[0]), (goal[:, 2:], masks[1])):
+                    maps += [angle.cos() * mask, angle.sin() * mask]
         return torch.stack(maps, dim=1).unflatten(2, (self.resolution, self.resolution))
 
     def picture(self, features: Tensor) -> Tensor | None:
         """The first kind of maps as red (block), green (goal), blue (agent)."""
-        if self.maps[0] == "coordinates":
+        if self.maps[0] == "orientation":
             return None
         maps = unfold(features, self.resolution)[:, : len(OBJECTS)]
         if self.maps[0] == "distance":
