@@ -1,20 +1,18 @@
 """A bit that turns by itself: opening finds it in manifest and headers, verify finds it anywhere, repair mends it."""
 
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from lerobot_theia.cache import FeatureCache
-from lerobot_theia.scripts import cache as cache_command
 from tests.cache.helpers import identities
 from tests.faults import children
-from tests.faults.children import Outcome, Tell
+from tests.faults.children import Outcome
 from tests.faults.flips import PARTS, Flip, found_by_opening, found_by_verify, random_flips
 from tests.faults.fuzz.targets import make_cache
-from tests.faults.workshop import TOP, Job, Whole, made, run
+from tests.faults.workshop import TOP, Whole, made, repair, run
 
 pytestmark = pytest.mark.faults
 
@@ -54,17 +52,6 @@ def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:
         assert found_by_opening(cache), flip
         flip(cache)
     assert not found_by_opening(cache)
-
-
-def repair(tell: Tell, job: Job, cache: Path) -> str:
-    """For children: `lerobot-theia-cache verify --repair`; how it ended."""
-    places = [f"--dataset-root={job.dataset}", f"--encoder={job.encoder}"]
-    sys.argv = ["lerobot-theia-cache", "verify", "--repair", *places, str(cache)]
-    try:
-        cache_command.main()
-    except SystemExit as end:
-        return str(end.code)
-    return "went on"
 
 
 def check_repaired(outcome: Outcome) -> None:

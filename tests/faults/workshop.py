@@ -3,6 +3,7 @@
 import hashlib
 import json
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lerobot_theia.cache.files import TEMPORARY_PREFIX
 from lerobot_theia.cache.manifest import MANIFEST_NAME
 from lerobot_theia.cache.plan import PrecomputeSettings
 from lerobot_theia.cache.precompute import Report, precompute
+from lerobot_theia.scripts import cache as cache_command
 from lerobot_theia.scripts.precompute import stop
 from tests.datasets import REPO_ID, make_dataset
 from tests.encoder.published_layout import (
@@ -113,6 +115,17 @@ def make_cache_as_command(tell: Tell, job: Job, root: Path) -> tuple[int, list[s
     except SystemExit as end:
         return int(end.code or 0), said
     return 0, said
+
+
+def repair(tell: Tell, job: Job, cache: Path) -> str:
+    """For children: `lerobot-theia-cache verify --repair`; how it ended."""
+    places = [f"--dataset-root={job.dataset}", f"--encoder={job.encoder}"]
+    sys.argv = ["lerobot-theia-cache", "verify", "--repair", *places, str(cache)]
+    try:
+        cache_command.main()
+    except SystemExit as end:
+        return str(end.code)
+    return "went on"
 
 
 def run(
