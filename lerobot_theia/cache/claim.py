@@ -140,8 +140,17 @@ def sweep(cache: Path) -> None:
     """Delete what processes that are gone left in a cache, and nothing of one that lives."""
     remove_temporaries(cache)
     for path in claims(cache):
-        if (claim := take(path)) is not None:
+        deadline = time.monotonic() + WRITTEN_AFTER_S + POLL_S
+        while (claim := take(path)) is None and is_empty(path) and time.monotonic() < deadline:
+            time.sleep(POLL_S)  # its process is just writing it, or has just been killed: that shows soon
+        if claim is not None:
             claim.release()
+
+
+def is_empty(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return path.stat().st_size == 0
+    return False
 
 
 @contextlib.contextmanager

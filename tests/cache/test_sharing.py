@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from lerobot_theia.cache.precompute import Report, precompute
 from lerobot_theia.encoder import TheiaEncoder
 from lerobot_theia.scripts import cache as cache_command
 from tests.faults.children import Child, Tell
-from tests.faults.workshop import EPISODES, TOP, Job, Made, Whole, make_job
+from tests.faults.workshop import EPISODES, TOP, Job, Made, Whole, files_under, make_job
 
 OTHER_MACHINE = '{"machine": "ffffffff", "host": "elsewhere", "pid": 1}'
 
@@ -260,6 +261,15 @@ class TestClaims:
 def age(path: Path, seconds: float) -> None:
     then = time.time() - seconds
     os.utime(path, (then, then))
+
+
+def test_a_claim_that_was_never_written_is_gone_after_the_next_run(whole: Whole, tmp_path: Path) -> None:
+    """Its process was killed between creating and writing it, a moment ago; the cache is finished already."""
+    root = tmp_path / "root"
+    shutil.copytree(whole.root, root)
+    (whole.at(root) / f"{CLAIM_PREFIX}manifest").touch()
+    assert precompute(whole.job.settings(root)).up_to_date
+    assert files_under(root) == whole.files
 
 
 def test_leftovers_of_another_machine_are_removed_when_they_are_old(whole: Whole, tmp_path: Path) -> None:
