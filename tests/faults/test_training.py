@@ -27,6 +27,7 @@ STEPS, BATCH_SIZE = 24, 4
 FRAMES = (10, 12, 9, 7)
 STEPS_PER_EPOCH = 6
 """The last episode of each task is held out, 22 frames remain: the last batch is short; two processes fill it up."""
+AUGMENTED = ("--policy.token_dropout=0.2", "--policy.token_noise=0.1", "--policy.grid_shift=1")
 TELLING = str(Path(__file__).with_name("train_telling.py"))
 PATIENCE_S = 240.0
 
@@ -128,7 +129,7 @@ def begin(kind: str, place: Workplace, output: Path, name: str, *flags: str, pro
         output, name,
         f"--policy.type={kind}", f"--policy.encoder={place.encoder}", f"--policy.cache_root={place.caches}",
         "--policy.features=cached", "--policy.token_pool=7", "--policy.push_to_hub=false", "--policy.device=cpu",
-        *SMALL[kind], f"--dataset.repo_id={REPO_ID}", f"--dataset.root={place.dataset}", f"--batch_size={BATCH_SIZE}",
+        *SMALL[kind], *AUGMENTED, f"--dataset.repo_id={REPO_ID}", f"--dataset.root={place.dataset}", f"--batch_size={BATCH_SIZE}",
         "--dataset.eval_split=0.25", f"--steps={STEPS}", "--log_freq=1", "--seed=3", f"--output_dir={output}", *flags, processes=processes,
     )  # fmt: skip
 

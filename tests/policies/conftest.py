@@ -32,6 +32,8 @@ SMALL = {
         "num_train_timesteps": 4, "spatial_softmax_num_keypoints": 4,
     },
 }  # fmt: skip
+AUGMENTED = {"token_dropout": 0.3, "token_noise": 0.1, "grid_shift": 2}
+"""All augmentations at once."""
 CLASSES = {
     "theia_act": (TheiaACTConfig, TheiaACTPolicy),
     "theia_diffusion": (TheiaDiffusionConfig, TheiaDiffusionPolicy),

@@ -7,7 +7,15 @@ import torch
 
 from lerobot_theia.encoder import names
 from lerobot_theia.encoder.backbone import Backbone
-from tests.policies.conftest import CLASSES, POLICIES, make_policy, observation, training_batch, with_tokens
+from tests.policies.conftest import (
+    AUGMENTED,
+    CLASSES,
+    POLICIES,
+    make_policy,
+    observation,
+    training_batch,
+    with_tokens,
+)
 
 
 def loss_of(policy, batch) -> torch.Tensor:
@@ -20,7 +28,7 @@ def test_a_compiled_policy_is_the_same_policy(kind, caplog, tmp_path, monkeypatc
     """With the graph captured and differentiated as always, and run without code generation, which takes minutes."""
     capture = torch.compile
     monkeypatch.setattr(torch, "compile", lambda forward, mode: capture(forward, backend="aot_eager"))
-    changes = {"use_vae": False} if kind == "theia_act" else {}
+    changes = AUGMENTED | ({"use_vae": False} if kind == "theia_act" else {})
     eager = make_policy(kind, **changes).train()
     compiled = make_policy(kind, compile_model=True, **changes).train()
     batch = with_tokens(training_batch(eager), eager, torch.float16)

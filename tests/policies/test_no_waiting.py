@@ -21,7 +21,7 @@ from lerobot_theia.cache.storage import StoredTokens
 from lerobot_theia.data.keys import frame_key, tokens_key
 from lerobot_theia.data.residency import FrameRuns, LoadedTokens
 from lerobot_theia.encoder import resize
-from tests.policies.conftest import POLICIES, TWO_CAMERAS, make_policy, training_batch, with_tokens
+from tests.policies.conftest import AUGMENTED, POLICIES, TWO_CAMERAS, make_policy, training_batch, with_tokens
 
 WAITING = {"nonzero", "masked_select", "equal", "_unique2", "unique_dim", "unique_consecutive"}
 """Operators whose result or its shape the host must know before it goes on; so do indices that are masks, and `item`."""
@@ -70,8 +70,8 @@ def move_to_fake_gpu(module: nn.Module) -> None:
 
 
 def traffic_of_a_step(kind: str, source: str) -> dict[tuple[str, str], int]:
-    """Of a forward pass in training on a GPU; `source` is what the loader gives: tokens, indices or frames."""
-    policy = make_policy(kind, TWO_CAMERAS).train()
+    """Of a forward pass in training, augmented, on a GPU; `source` is what the loader gives: tokens, indices or frames."""
+    policy = make_policy(kind, TWO_CAMERAS, **AUGMENTED).train()
     batch = training_batch(policy)
     if source != "frames":
         batch = with_tokens(batch, policy, torch.float16)

@@ -1,8 +1,12 @@
 """Checks both configs make."""
 
 import dataclasses
+import math
 
 from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
+
+from lerobot_theia.encoder.names import IMAGE_SIZE, PATCH_SIZE
+from lerobot_theia.policies.common.augment import AugmentSettings
 
 RGB_BACKBONE_FIELDS = (
     "vision_backbone",
@@ -32,6 +36,23 @@ def check_backbone_settings(config: PreTrainedConfig, parent: type[PreTrainedCon
         raise ValueError(
             f"normalization_mapping VISUAL={mode} would change frames before the encoder sees them; it must be "
             "IDENTITY. Theia's own preprocessing normalises."
+        )
+
+
+def check_augmentation(config: AugmentSettings, token_pool: int) -> None:
+    grid = max(1, IMAGE_SIZE // PATCH_SIZE // token_pool)  # a pool that does not tile it is refused elsewhere
+    if not 0 <= config.token_dropout < 1:
+        raise ValueError(
+            f"token_dropout={config.token_dropout} must be a probability from 0 (off) to below 1, where no token would be left"
+        )
+    if not 0 <= config.token_noise < math.inf:
+        raise ValueError(
+            f"token_noise={config.token_noise} must be a number of standard deviations, at least 0 (off), such as 0.1"
+        )
+    if not isinstance(config.grid_shift, int) or not 0 <= config.grid_shift < grid:
+        raise ValueError(
+            f"grid_shift={config.grid_shift} must be a whole number of positions from 0 (off) to {grid - 1}: with "
+            f"token_pool={token_pool} the grid is {grid}x{grid}"
         )
 
 

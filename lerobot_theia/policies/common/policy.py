@@ -17,6 +17,7 @@ from lerobot_theia.encoder.names import (
     notice_once,
     untrained_warning,
 )
+from lerobot_theia.policies.common.augment import augment
 from lerobot_theia.policies.common.compiling import compile_forward
 from lerobot_theia.policies.common.features import FrozenFeatures, has_tokens
 
@@ -55,11 +56,16 @@ class TheiaPolicy(PreTrainedPolicy):
         return features
 
     def begin_step(self, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """A copy of `batch` in which cameras hold feature maps, as both networks take it for a loss."""
+        """A copy of `batch` in which cameras hold feature maps, as both networks take it for a loss; augmented, if the
+        loss is for training."""
         self.check_source(batch)
-        if self.training and self.step_seeds is not None:
+        maps = self.features(batch)
+        if not self.training:
+            return maps
+        if self.step_seeds is not None:
             self.step_seeds.begin_step()
-        return self.features(batch)
+        augmented = {camera: augment(maps[camera], self.config) for camera in self.config.image_features}
+        return maps | augmented
 
     def check_source(self, batch: dict[str, Tensor]) -> None:
         """`features=cached` promises that no frame is encoded in training."""

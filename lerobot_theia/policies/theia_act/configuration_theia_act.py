@@ -6,7 +6,9 @@ from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.policies.act.configuration_act import ACTConfig
 
 from lerobot_theia.data.settings import FeatureSettings
+from lerobot_theia.policies.common.augment import AugmentSettings
 from lerobot_theia.policies.common.configuration import (
+    check_augmentation,
     check_backbone_settings,
     check_inputs,
     identity_for_images,
@@ -15,10 +17,11 @@ from lerobot_theia.policies.common.configuration import (
 
 @PreTrainedConfig.register_subclass("theia_act")
 @dataclass
-class TheiaACTConfig(FeatureSettings, ACTConfig):
+class TheiaACTConfig(FeatureSettings, AugmentSettings, ACTConfig):
     """ACT on Theia tokens.
 
-    All of `ACTConfig` but its ResNet settings, and all of `FeatureSettings`. Cameras may differ in size.
+    All of `ACTConfig` but its ResNet settings, and all of `FeatureSettings` and `AugmentSettings`. Cameras may
+    differ in size.
 
     Args:
         compile_model: Compile the network, and the encoder where frames are encoded, with torch.compile; eager, with a
@@ -37,6 +40,7 @@ class TheiaACTConfig(FeatureSettings, ACTConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_backbone_settings(self, ACTConfig)
+        check_augmentation(self, self.token_pool)
 
     def validate_features(self) -> None:
         check_inputs(self)

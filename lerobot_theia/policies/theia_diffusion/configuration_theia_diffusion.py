@@ -6,7 +6,9 @@ from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 
 from lerobot_theia.data.settings import FeatureSettings
+from lerobot_theia.policies.common.augment import AugmentSettings
 from lerobot_theia.policies.common.configuration import (
+    check_augmentation,
     check_backbone_settings,
     check_inputs,
     identity_for_images,
@@ -17,10 +19,11 @@ TOKEN_HEADS = ("spatial_softmax", "compression", "attention", "mean")
 
 @PreTrainedConfig.register_subclass("theia_diffusion")
 @dataclass
-class TheiaDiffusionConfig(FeatureSettings, DiffusionConfig):
+class TheiaDiffusionConfig(FeatureSettings, AugmentSettings, DiffusionConfig):
     """Diffusion Policy on Theia tokens.
 
-    All of `DiffusionConfig` but its ResNet settings, and all of `FeatureSettings`. Cameras may differ in size.
+    All of `DiffusionConfig` but its ResNet settings, and all of `FeatureSettings` and `AugmentSettings`. Cameras may
+    differ in size.
 
     Args:
         token_head: What turns a camera's (D, 14, 14) tokens into a vector. `spatial_softmax`: expected positions of
@@ -40,6 +43,7 @@ class TheiaDiffusionConfig(FeatureSettings, DiffusionConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_backbone_settings(self, DiffusionConfig)
+        check_augmentation(self, self.token_pool)
         if self.token_head not in TOKEN_HEADS:
             raise ValueError(f"token_head={self.token_head!r}; choose one of {', '.join(TOKEN_HEADS)}")
 
