@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lerobot.datasets.dataset_metadata import CODEBASE_VERSION, LeRobotDatasetMetadata
 
+from lerobot_theia.cache.augment import Augment
 from lerobot_theia.cache.errors import CacheDamagedError, CacheError, CacheMismatchError
 from lerobot_theia.cache.identity import differences
 from lerobot_theia.cache.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -35,6 +36,8 @@ class CacheRequest:
     pool: int = 1
     dtype: str | None = None
     """None takes any; of several, the most precise."""
+    views: int | None = None
+    """At least so many views of each frame, of several caches the one with the fewest; None takes the one with the most."""
 
     def command(self, root: Path) -> str:
         """The command that makes the cache asked for, under `root`, ready for a shell."""
@@ -52,6 +55,8 @@ class CacheRequest:
             words.append(f"cameras=[{','.join(self.cameras)}]")
         if self.pool > 1:
             words.append(f"pool={self.pool}")
+        if (self.views or 1) > 1:
+            words.append(f"augment.views={self.views}")
         if self.dtype:
             words.append(f"dtype={self.dtype}")
         if root != default_cache_root():
@@ -84,7 +89,7 @@ def find_cache(root: Path, request: CacheRequest) -> FeatureCache:
     home = default_cache_root() if (root / MANIFEST_NAME).exists() else root
     hashes = FileHashes(home)
     nearest: tuple[list, Path] | None = None
-    fitting: list[tuple[tuple[int, int], Path]] = []
+    fitting: list[tuple[tuple[tuple[int, int], int], Path]] = []
     unreadable: list[str] = []
     for folder in cache_folders(root):
         try:
@@ -96,7 +101,8 @@ def find_cache(root: Path, request: CacheRequest) -> FeatureCache:
             unreadable.append(str(error))
             continue
         if not found:
-            fitting.append((imprecision(manifest), folder))
+            views = manifest.identity.views
+            fitting.append(((imprecision(manifest), -views if request.views is None else views), folder))
         elif nearest is None or rank(found) < rank(nearest[0]):
             nearest = (found, folder)
     hashes.save()
@@ -135,6 +141,8 @@ def mismatches(manifest: Manifest, request: CacheRequest, hashes: FileHashes) ->
         dtype=dtype,
         pool=request.pool,
         compute_dtype=found.tokens.compute_dtype,  # any is accepted, full precision preferred
+        views=max(found.views, request.views or 1),
+        augment=found.augment or Augment(),
     ).to_json()
     offered = found.to_json()
     offered["dataset"]["cameras"] = {camera: offered["dataset"]["cameras"][camera] for camera in cameras}

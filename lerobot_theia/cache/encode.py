@@ -10,6 +10,7 @@ from torch import Tensor
 from lerobot_theia.cache.plan import PrecomputeSettings
 from lerobot_theia.cache.pooling import pool_tokens
 from lerobot_theia.cache.storage import StoredTokens, encode_tokens
+from lerobot_theia.cache.views import all_views
 from lerobot_theia.encoder import TheiaEncoder
 from lerobot_theia.encoder.preprocess import preprocess
 from lerobot_theia.encoder.resize import resize
@@ -59,8 +60,17 @@ class FrameEncoder:
         parts = range(start, stop, RESIZED_AT_ONCE)
         return torch.cat([resize(read(at, min(at + RESIZED_AT_ONCE, stop)), self.size) for at in parts])
 
-    def encode(self, frames: Tensor) -> Encoded:
-        """(b, 3, H, W) uint8 -> (b, N, D) in the storage type."""
+    def encode(
+        self, frames: Tensor, camera: str = "", episodes: list[tuple[int, int]] | None = None
+    ) -> Encoded:
+        """(b, 3, H, W) uint8 -> (b * views, N, D) in the storage type, the views of a frame one after the other.
+
+        With views, `camera` and `episodes` (each with its number of frames) say which frames these are.
+        """
+        if (views := self.settings.views) > 1:
+            assert episodes is not None, "views are those of an episode"
+            frames = resize(frames.to(self.device, non_blocking=True), self.size)
+            frames = all_views(frames, episodes, self.settings.augment, views, camera)
         stored = concatenated([self._stored(part) for part in frames.split(self.at_once)])
         if self.device.type != "cuda":
             return Encoded(stored)

@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from lerobot_theia.cache.augment import Augment, check_views
+
 Json = dict[str, Any]
 
 
@@ -74,7 +76,14 @@ class CacheIdentity:
     preprocessing: Json
     tokens: TokenIdentity
     views: int = 1
-    """Augmentation views per frame; view 0 is the plain frame."""
+    """Views per frame; view 0 is the plain frame."""
+    augment: Augment | None = None
+    """How the others were made; None if there are none."""
+
+    def __post_init__(self) -> None:
+        check_views(self.views)
+        if (self.augment is None) != (self.views == 1):
+            raise ValueError(f"{self.views} view(s) a frame, and augment is {self.augment}")
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -82,7 +91,9 @@ class CacheIdentity:
         return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()
 
     def to_json(self) -> Json:
-        return dataclasses.asdict(self)
+        """Without `augment` where there is none, as before there was any."""
+        fields = dataclasses.asdict(self)
+        return fields if self.augment else {name: fields[name] for name in fields if name != "augment"}
 
     @classmethod
     def from_json(cls, value: Json) -> "CacheIdentity":
@@ -93,6 +104,9 @@ class CacheIdentity:
         fields["dataset"] = checked(DatasetIdentity, dataset | {"cameras": cameras})
         fields["encoder"] = checked(EncoderIdentity, fields["encoder"])
         fields["tokens"] = checked(TokenIdentity, fields["tokens"])
+        if "augment" in fields:
+            fields["augment"] = checked(Augment, fields["augment"])
+        fields.setdefault("augment", None)
         return checked(cls, fields)
 
 

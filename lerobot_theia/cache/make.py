@@ -63,7 +63,7 @@ class ShardMaker:
                 Ahead(self.load, self.batches(shards, begun), self.threads, self.items_ahead()) as loaded,
             ):
                 for batch, frames in loaded:
-                    writer.call(self.write, batch, self.encoder.encode(frames))
+                    writer.call(self.write, batch, self.encoder.encode(frames, *self.seen(batch)))
                     for shard in begun:
                         shard.claim.touch()
                     done(len(frames))
@@ -86,6 +86,12 @@ class ShardMaker:
         """In a thread: (b, 3, H, W) uint8."""
         return self.encoder.load(self.sources[batch.shard.key.camera].read, batch.start, batch.stop)
 
+    def seen(self, batch: Batch) -> tuple[str, list[tuple[int, int]]]:
+        """Camera of a batch's frames, and their episodes, each with the number of its frames."""
+        source = self.sources[batch.shard.key.camera]
+        spans = source.spans(batch.start, batch.stop)
+        return source.camera, [(span.episode, span.stop - span.start) for span in spans]
+
     def write(self, batch: Batch, encoded: Encoded) -> None:
         """In another thread."""
         stored = encoded.wait()
@@ -99,8 +105,9 @@ class ShardMaker:
         if not finite.all():
             bad = int((~finite.flatten(1).all(1)).nonzero()[0])
             beyond = self.dtype == "float16" and not values[bad].isnan().any()
+            frame = batch.start + bad // self.encoder.settings.views
             raise FrameError(
-                f"{self.sources[batch.shard.key.camera].where(batch.start + bad)}: its tokens hold "
+                f"{self.sources[batch.shard.key.camera].where(frame)}: its tokens hold "
                 f"{'values beyond float16' if beyond else 'NaN or infinity'}. Check the encoder's weights"
                 + (", or choose dtype=bfloat16 or float32" if self.dtype == "float16" else "")
             )

@@ -18,7 +18,9 @@ from lerobot_theia.cache.storage import FLOAT_DTYPES, torch_dtype
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "lerobot-theia-cache"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+FIRST_WITH_VIEWS = 3
+"""A cache says the oldest version that can read it: one of plain frames is of version 2."""
 OLDEST_READABLE_VERSION = 2
 """Raised when older caches can no longer be read as they are; see docs/cache.md, Versions."""
 MAX_MANIFEST_BYTES = 64 * 2**20
@@ -87,7 +89,12 @@ class Manifest:
 
 def shard_layout(identity: CacheIdentity) -> ShardLayout:
     tokens = identity.tokens
-    return ShardLayout(num_tokens=tokens.grid**2, dim=identity.encoder.hidden_size, dtype=tokens.dtype)
+    return ShardLayout(
+        num_tokens=tokens.grid**2,
+        dim=identity.encoder.hidden_size,
+        dtype=tokens.dtype,
+        views=identity.views,
+    )
 
 
 def shard_key(identity: CacheIdentity, shard_frames: int, camera: str, shard: int) -> ShardKey:
@@ -104,7 +111,7 @@ def shard_key(identity: CacheIdentity, shard_frames: int, camera: str, shard: in
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     body = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": version_of(manifest.identity),
         "fingerprint": manifest.identity.fingerprint,
         "identity": manifest.identity.to_json(),
         "shard_frames": manifest.shard_frames,
@@ -119,6 +126,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     }
     body["checksum"] = checksum(body)
     publish(folder / MANIFEST_NAME, [spelt(body)])
+
+
+def version_of(identity: CacheIdentity) -> int:
+    return FIRST_WITH_VIEWS if identity.views > 1 else OLDEST_READABLE_VERSION
 
 
 def spelt(body: Json) -> bytes:
@@ -189,6 +200,8 @@ def parse(body: Json) -> Manifest:
         raise ValueError(
             f"fingerprint {body['fingerprint']} is not that of its identity, {identity.fingerprint}"
         )
+    if body["format_version"] != version_of(identity):
+        raise ValueError(f"format_version {body['format_version']} with {identity.views} view(s) a frame")
     manifest = Manifest(
         identity=identity,
         shard_frames=positive(body["shard_frames"], "shard_frames"),

@@ -1,11 +1,12 @@
 """What a precompute run will do: settings -> plan. Everything wrong with a request is found here, before any work."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
+from lerobot_theia.cache.augment import Augment, check_views
 from lerobot_theia.cache.errors import CacheError
 from lerobot_theia.cache.identity import CacheIdentity, EncoderIdentity, TokenIdentity
 from lerobot_theia.cache.manifest import CAMERA_NAME
@@ -16,9 +17,9 @@ from lerobot_theia.cache.storage import FLOAT_DTYPES, bytes_per_frame, torch_dty
 from lerobot_theia.encoder import PREPROCESSING, EncoderSpec
 
 SHARD_BYTES = 64 * 2**20
-SHARDS_PER_CAMERA = 128
+SHARDS_PER_CAMERA = 48
 """With few shards a cache opens as fast at ten million frames as at ten thousand, and needs few memory maps; with enough
-of them an interruption costs less than a hundredth of the work."""
+of them an interruption costs a fiftieth of the work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,10 @@ class PrecomputeSettings:
     """Storage: float16, bfloat16, float32, int8."""
     pool: int = 1
     """Side of the average-pooling window over the 14x14 grid: 1, 2, 7 or 14."""
+    views: int = 1
+    """Views of each frame: the plain one, and so many less one that are augmented. A cache has so many times the bytes."""
+    augment: Augment = field(default_factory=Augment)
+    """How far those go."""
     device: str | None = None
     """None takes an accelerator if there is one."""
     compute_dtype: str = "float32"
@@ -59,6 +64,7 @@ class PrecomputeSettings:
 
     def __post_init__(self) -> None:
         torch_dtype(self.dtype)
+        check_views(self.views)
         for name in ("batch_size", "shard_mib", "decode_threads", "pool"):
             value = getattr(self, name)
             automatic = value is None and name in ("shard_mib", "decode_threads")
@@ -103,7 +109,8 @@ class Plan:
         tokens = self.identity.tokens
         return (
             f"{self.identity.dataset.num_frames:,} frames x {len(self.cameras)} camera(s) {self.cameras}, "
-            f"{tokens.grid}x{tokens.grid} tokens x {self.identity.encoder.hidden_size} channels in {tokens.dtype}: "
+            f"{tokens.grid}x{tokens.grid} tokens x {self.identity.encoder.hidden_size} channels in {tokens.dtype}"
+            f"{f' x {views} views' if (views := self.identity.views) > 1 else ''}: "
             f"{self.bytes_per_frame:,} bytes a frame, {format_bytes(self.num_bytes)} in all, at {self.path}"
         )
 
@@ -126,9 +133,15 @@ def make_plan(settings: PrecomputeSettings, meta: LeRobotDatasetMetadata, encode
     source = describe_source(meta, cameras, hashes)
     hashes.save()
     identity = make_identity(
-        source, encoder, dtype=settings.dtype, pool=settings.pool, compute_dtype=settings.compute_dtype
+        source,
+        encoder,
+        dtype=settings.dtype,
+        pool=settings.pool,
+        compute_dtype=settings.compute_dtype,
+        views=settings.views,
+        augment=settings.augment,
     )
-    size = bytes_per_frame(identity.tokens.grid**2, encoder.hidden_size, settings.dtype)
+    size = bytes_per_frame(identity.tokens.grid**2, encoder.hidden_size, settings.dtype) * settings.views
     return Plan(
         settings=settings,
         identity=identity,
@@ -146,8 +159,16 @@ def frames_per_shard(shard_mib: int | None, bytes_per_frame: int, num_frames: in
 
 
 def make_identity(
-    source: DatasetSource, encoder: EncoderSpec, *, dtype: str, pool: int, compute_dtype: str
+    source: DatasetSource,
+    encoder: EncoderSpec,
+    *,
+    dtype: str,
+    pool: int,
+    compute_dtype: str,
+    views: int = 1,
+    augment: Augment | None = None,
 ) -> CacheIdentity:
+    """`augment` counts only where there is more than the plain view."""
     return CacheIdentity(
         dataset=source.identity,
         encoder=EncoderIdentity(
@@ -161,6 +182,8 @@ def make_identity(
         tokens=TokenIdentity(
             grid=pooled_grid(encoder.grid, pool), pool=pool, dtype=dtype, compute_dtype=compute_dtype
         ),
+        views=views,
+        augment=augment if views > 1 else None,
     )
 
 
@@ -169,8 +192,9 @@ def dataset_folder(repo_id: str) -> str:
 
 
 def cache_name(identity: CacheIdentity, encoder_name: str) -> str:
-    """`<dataset>/<encoder>-<dtype>[-pool2]-<fingerprint>`: for eyes; what counts is the manifest."""
+    """`<dataset>/<encoder>-<dtype>[-pool2][-views4]-<fingerprint>`: for eyes; what counts is the manifest."""
     dataset = dataset_folder(identity.dataset.repo_id)
     encoder = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(encoder_name).name).strip(".") or "encoder"
     pool = f"-pool{identity.tokens.pool}" if identity.tokens.pool > 1 else ""
-    return f"{dataset}/{encoder}-{identity.tokens.dtype}{pool}-{identity.fingerprint[:12]}"
+    views = f"-views{identity.views}" if identity.views > 1 else ""
+    return f"{dataset}/{encoder}-{identity.tokens.dtype}{pool}{views}-{identity.fingerprint[:12]}"

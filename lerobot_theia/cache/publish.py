@@ -94,7 +94,7 @@ def recorded(settings: PrecomputeSettings) -> dict[str, Any]:
 
 
 def statistics(work: Work, camera: str) -> TokenStatistics:
-    """Per-channel mean and standard deviation from the shards' float64 sums, added in shard order."""
+    """Per-channel mean and standard deviation of all views, from the shards' float64 sums, added in shard order."""
     total = torch.zeros(work.layout.dim, dtype=torch.float64)
     total_sq, count = total.clone(), 0
     for name in work.names:
@@ -102,7 +102,7 @@ def statistics(work: Work, camera: str) -> TokenStatistics:
             opened = Shard(**work.where(name), sha256=work.digests[name])
             total += opened.tensors["sum"]
             total_sq += opened.tensors["sum_sq"]
-            count += opened.key.frames * work.layout.num_tokens
+            count += opened.key.frames * work.layout.views * work.layout.num_tokens
     mean = total / count
     variance = (total_sq / count - mean.square()).clamp_min(0)
     return TokenStatistics(tuple(mean.tolist()), tuple(variance.sqrt().tolist()))

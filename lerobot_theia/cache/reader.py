@@ -62,6 +62,11 @@ class FeatureCache:
         return self.manifest.num_frames
 
     @property
+    def views(self) -> int:
+        """Rows per frame; the first is the plain frame."""
+        return self.manifest.layout.views
+
+    @property
     def token_shape(self) -> tuple[int, int]:
         """(N, D) of one frame."""
         return self.manifest.layout.num_tokens, self.manifest.layout.dim
@@ -71,10 +76,13 @@ class FeatureCache:
         stored = self.gather_stored(camera, np.asarray(indices, dtype=np.int64))
         return stored.tokens if stored.scale is None else decode_tokens(stored.tokens, stored.scale)
 
-    def gather_stored(self, camera: str, indices: np.ndarray, empty: Empty = new_tensor) -> StoredTokens:
+    def gather_stored(
+        self, camera: str, indices: np.ndarray, empty: Empty = new_tensor, views: np.ndarray | None = None
+    ) -> StoredTokens:
         """Tokens of frames `indices` (B,) int64 as they lie in the shards, for decoding on a device.
 
         `empty(shape, dtype)` makes the tensors they are copied into: loader workers have theirs in shared memory.
+        `views` (B,) int64 says which view of each frame; None is the plain frame.
         """
         if camera not in self.manifest.shards:
             raise KeyError(f"cache {self.path} has no camera {camera!r}; it has {self.cameras}")
@@ -82,21 +90,26 @@ class FeatureCache:
             raise IndexError(
                 f"frames {indices.min()}..{indices.max()} asked of cache {self.path}, which holds 0..{len(self) - 1}"
             )
+        if views is not None and views.size and not (views.min() >= 0 and views.max() < self.views):
+            raise IndexError(
+                f"views {views.min()}..{views.max()} asked of cache {self.path}, which holds {self.views} a frame"
+            )
         num_tokens, dim = self.token_shape
         dtype = self.manifest.layout.dtype
+        rows = indices * self.views + (0 if views is None else views)
         tokens = empty((len(indices), num_tokens, dim), torch_dtype(dtype))
-        self._gather(camera, "tokens", indices, tokens)
+        self._gather(camera, "tokens", rows, tokens)
         if dtype != "int8":
             return StoredTokens(tokens)
         scale = empty((len(indices), num_tokens), torch.float32)
-        self._gather(camera, "scale", indices, scale)
+        self._gather(camera, "scale", rows, scale)
         return StoredTokens(tokens, scale)
 
-    def _gather(self, camera: str, name: str, indices: np.ndarray, out: Tensor) -> None:
-        """One copy per row into `out`, in the order the rows lie on disk."""
+    def _gather(self, camera: str, name: str, wanted: np.ndarray, out: Tensor) -> None:
+        """One copy per row of those `wanted` into `out`, in the order they lie on disk."""
         copies = out.flatten(1).view(torch.uint8).numpy()
-        shards, offsets = np.divmod(indices, self.manifest.shard_frames)
-        order = np.argsort(indices, kind="stable").tolist()
+        shards, offsets = np.divmod(wanted, self.manifest.shard_frames * self.views)
+        order = np.argsort(wanted, kind="stable").tolist()
         rows = [self._shard_rows(camera, int(shards[i]), name)[offsets[i]] for i in order]
         waits = waits_for_disk()
         if self._read_ahead:

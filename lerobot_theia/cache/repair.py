@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from lerobot_theia.cache.augment import Augment
 from lerobot_theia.cache.errors import CacheError
 from lerobot_theia.cache.manifest import Manifest
 from lerobot_theia.cache.plan import PrecomputeSettings
@@ -37,6 +38,8 @@ def settings_of(
             dtype=identity.tokens.dtype,
             pool=identity.tokens.pool,
             compute_dtype=identity.tokens.compute_dtype,
+            views=identity.views,
+            augment=identity.augment or Augment(),
             **settings,
         )
     except (TypeError, ValueError) as error:

@@ -19,7 +19,7 @@ from lerobot_theia.cache.work import ClaimedShard, Name
 
 logger = logging.getLogger(__name__)
 
-FRAMES_AT_ONCE = 64
+ROWS_AT_ONCE = 64
 
 
 def donors(plan: Plan) -> Iterator[FeatureCache]:
@@ -33,8 +33,8 @@ def donors(plan: Plan) -> Iterator[FeatureCache]:
             logger.debug("%s has nothing to copy from: %s", path.parent, error)
             continue
         had, wanted = cache.manifest.identity, plan.identity
-        if (had.encoder, had.preprocessing, had.tokens, had.views, cache.manifest.shard_frames) == (
-            wanted.encoder, wanted.preprocessing, wanted.tokens, wanted.views, plan.shard_frames,
+        if (had.encoder, had.preprocessing, had.tokens, had.augment, had.views, cache.manifest.shard_frames) == (
+            wanted.encoder, wanted.preprocessing, wanted.tokens, wanted.augment, wanted.views, plan.shard_frames,
         ):  # fmt: skip
             yield cache
 
@@ -69,8 +69,8 @@ def copy_shard(donor: FeatureCache, shard: ClaimedShard) -> bool:
         logger.warning("not copied: %s", error)
         return False
     tokens, scale = tensors["tokens"], tensors.get("scale")
-    for start in range(0, len(tokens), FRAMES_AT_ONCE):
-        part = slice(start, start + FRAMES_AT_ONCE)
+    for start in range(0, len(tokens), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
         stored = StoredTokens(tokens[part], None if scale is None else scale[part])
-        shard.write(stored, is_last=start + FRAMES_AT_ONCE >= len(tokens))
+        shard.write(stored, is_last=start + ROWS_AT_ONCE >= len(tokens))
     return True

@@ -1,6 +1,6 @@
 """A shard: the tokens of consecutive frames of one camera, as one safetensors file.
 
-Tensors in the order of the file, n frames of N tokens of D channels:
+Tensors in the order of the file, n rows of N tokens of D channels; a row is a frame, or one of its views:
 
     sum     (D,)       float64, over the n * N stored tokens
     sum_sq  (D,)       float64, of their squares
@@ -60,16 +60,19 @@ class ShardLayout:
     num_tokens: int
     dim: int
     dtype: str
+    views: int = 1
+    """Rows per frame."""
 
     def tensors(self, frames: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Types and shapes, widest type first, which keeps all of them aligned."""
+        rows = frames * self.views
         tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
             "sum": (torch.float64, (self.dim,)),
             "sum_sq": (torch.float64, (self.dim,)),
         }
         if self.dtype == "int8":
-            tensors["scale"] = (torch.float32, (frames, self.num_tokens))
-        return tensors | {"tokens": (torch_dtype(self.dtype), (frames, self.num_tokens, self.dim))}
+            tensors["scale"] = (torch.float32, (rows, self.num_tokens))
+        return tensors | {"tokens": (torch_dtype(self.dtype), (rows, self.num_tokens, self.dim))}
 
     @functools.lru_cache(maxsize=256)  # noqa: B019 (layouts are few, small and last)
     def bounds(self, frames: int) -> dict[str, tuple[int, int]]:
@@ -140,7 +143,7 @@ class ShardWriter:
         self._file = NewFile(path)
 
     def append(self, stored: StoredTokens) -> None:
-        """The tokens of the next frames, (b, N, D), on the CPU."""
+        """The next rows, (b, N, D), on the CPU."""
         data = as_bytes(stored.tokens)
         self._digest.update(data)
         self._file.write(data, self._tokens_at)
@@ -209,6 +212,13 @@ def check_header(
     Returns the SHA-256 of its tensors; without `sha256` the file's own digits are taken for it. `opened` is as for
     `open_inside`. Raises CacheDamagedError.
     """
+    return checked_header(path, key, layout, cache, sha256, opened)[0]
+
+
+def checked_header(
+    path: Path, key: ShardKey, layout: ShardLayout, cache: Path, sha256: str | None, opened: int | None = None
+) -> tuple[str, int]:
+    """As `check_header`; returns the length of the header, too."""
     expected = shard_header(key, layout, sha256 or NO_DIGEST)
     size = len(expected) + layout.payload_bytes(key.frames)
     try:
@@ -238,7 +248,7 @@ def check_header(
             f"shard {path} is not frames {key.start}..{key.start + key.frames - 1} of camera {key.camera!r} of this "
             f"cache, or was altered: its header differs from the one expected at byte {at}"
         )
-    return sha256
+    return sha256, len(expected)
 
 
 class Shard:
@@ -251,8 +261,7 @@ class Shard:
         self, path: Path, key: ShardKey, layout: ShardLayout, cache: Path, sha256: str | None = None
     ) -> None:
         self.path, self.key, self.layout = path, key, layout
-        self.sha256 = check_header(path, key, layout, cache, sha256)
-        self._base = len(shard_header(key, layout, NO_DIGEST))
+        self.sha256, self._base = checked_header(path, key, layout, cache, sha256)
         size = self._base + layout.payload_bytes(key.frames)
         try:
             self._file = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
@@ -264,7 +273,7 @@ class Shard:
 
     def rows(self, name: str) -> np.ndarray:
         """`tokens` or `scale` as (n, bytes per row): numpy knows no bfloat16, and copies bytes the fastest."""
-        return self._bytes(name).view(self.key.frames, -1).numpy()
+        return self._bytes(name).view(self.key.frames * self.layout.views, -1).numpy()
 
     @functools.cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -286,8 +295,8 @@ def verify_shard(
 
     Reads rather than maps: a file that shrinks meanwhile is then an error and not a crash.
     """
-    sha256 = check_header(path, key, layout, cache, sha256)
-    base, bounds = len(shard_header(key, layout, NO_DIGEST)), layout.bounds(key.frames)
+    sha256, base = checked_header(path, key, layout, cache, sha256)
+    bounds = layout.bounds(key.frames)
     digest, buffer = hashlib.sha256(), memoryview(bytearray(READ_BYTES))
     try:
         with path.open("rb", buffering=0) as file:

@@ -40,6 +40,7 @@ class FeatureDataset(Dataset):
             (they differ under `--rename_map`).
         tokens: Where to gather from: the cache itself (None) or what was loaded from it.
         on_device: The policy has the tokens of these frames on its device; serve their rows instead.
+        views: Views of each frame to draw from, per sample and camera; 1 serves the plain frames.
     """
 
     def __init__(
@@ -50,13 +51,14 @@ class FeatureDataset(Dataset):
         *,
         tokens: LoadedTokens | None = None,
         on_device: FrameRuns | None = None,
+        views: int = 1,
     ) -> None:
         self.meta = dataset.meta
         self.hf_dataset = dataset.hf_dataset
         self.absolute_to_relative_idx = dataset.absolute_to_relative_idx
         self.repo_id, self.fps = dataset.repo_id, dataset.meta.fps
         self.episodes, self.num_episodes = dataset.episodes, dataset.num_episodes
-        self.cache, self.cameras, self.on_device = cache, cameras, on_device
+        self.cache, self.cameras, self.on_device, self.views = cache, cameras, on_device, views
         self._source: FeatureCache | LoadedTokens = cache if tokens is None else tokens
         if len(cache) != self.meta.total_frames:
             raise ValueError(
@@ -119,22 +121,40 @@ class FeatureDataset(Dataset):
             batch[key] = take(column, windows[key][0] if key in windows else rows)
         for key, (_, outside) in windows.items():
             batch[f"{key}_is_pad"] = torch.from_numpy(outside)
-        for camera, name in self.cameras.items():
-            batch |= self._tokens(camera, name, windows[camera][0] if camera in windows else rows)
+        views = draw_views(rows, len(self.cameras), self.views)
+        for (camera, name), drawn in zip(self.cameras.items(), views, strict=True):
+            batch |= self._tokens(camera, name, windows[camera][0] if camera in windows else rows, drawn)
         if self._other_columns is not None:
             batch |= {key: list(values) for key, values in self._other_columns[rows].items()}
         batch["task"] = [self._tasks[task] for task in self._columns["task_index"][rows].tolist()]
         return batch
 
-    def _tokens(self, camera: str, name: str, rows: np.ndarray) -> dict[str, Tensor]:
-        frames = self._absolute[rows]
+    def _tokens(
+        self, camera: str, name: str, rows: np.ndarray, drawn: np.ndarray | None
+    ) -> dict[str, Tensor]:
+        """Of `rows` (B,) or windows (B, S), in the views `drawn` (B,)."""
+        frames, views = self._absolute[rows], None
+        if drawn is not None:
+            views = np.broadcast_to(drawn.reshape(-1, *[1] * (rows.ndim - 1)), rows.shape)
         if self.on_device is not None:
-            return {frame_key(name): torch.from_numpy(self.on_device.rows(frames))}
-        stored = self._source.gather_stored(camera, frames.reshape(-1), empty)
+            return {frame_key(name): torch.from_numpy(self.on_device.rows(frames, views))}
+        flat = None if views is None else views.reshape(-1)
+        stored = self._source.gather_stored(camera, frames.reshape(-1), empty, flat)
         tokens = {tokens_key(name): stored.tokens.view(*rows.shape, *stored.tokens.shape[1:])}
         if stored.scale is not None:
             tokens[scale_key(name)] = stored.scale.view(*rows.shape, *stored.scale.shape[1:])
         return tokens
+
+
+def draw_views(rows: np.ndarray, cameras: int, views: int) -> np.ndarray | list[None]:
+    """A view for each camera and each sample of a batch, (cameras, B); Nones where there is nothing to draw.
+
+    A function of which samples come together, and of nothing else: so it is the same for any number of workers, any
+    residency and after a resume, and another one in the next epoch, which shuffles anew.
+    """
+    if views == 1:
+        return [None] * cameras
+    return np.random.default_rng(rows).integers(views, size=(cameras, len(rows)))
 
 
 def take(column: Tensor, rows: np.ndarray) -> Tensor:

@@ -44,32 +44,38 @@ class FrameRuns:
     """(runs,) int64 first absolute frame index, ascending."""
     stop: np.ndarray
     """(runs,) one past the last."""
+    views: int = 1
+    """Rows per frame: its first so many views."""
 
     @classmethod
     def all_of(cls, cache: FeatureCache) -> Self:
         return cls(np.array([0]), np.array([len(cache)]))
 
     @classmethod
-    def of_episodes(cls, frames_from: np.ndarray, frames_to: np.ndarray, episodes: Sequence[int]) -> Self:
+    def of_episodes(
+        cls, frames_from: np.ndarray, frames_to: np.ndarray, episodes: Sequence[int], views: int = 1
+    ) -> Self:
         """`frames_from`, `frames_to` are those of every episode of the dataset, in order."""
         chosen = np.unique(episodes)
         first = np.flatnonzero(np.diff(chosen, prepend=-2) != 1)
         last = np.append(first[1:], len(chosen)) - 1
-        return cls(frames_from[chosen[first]], frames_to[chosen[last]])
+        return cls(frames_from[chosen[first]], frames_to[chosen[last]], views)
 
     def __len__(self) -> int:
+        """Number of frames."""
         return int((self.stop - self.start).sum())
 
     def runs(self) -> Iterator[tuple[int, int, int]]:
-        """First absolute frame index, one past the last, and the row of the first."""
-        yield from zip(self.start.tolist(), self.stop.tolist(), self._first_rows().tolist(), strict=True)
+        """First absolute frame index, one past the last, and how many frames come before."""
+        yield from zip(self.start.tolist(), self.stop.tolist(), self._before().tolist(), strict=True)
 
-    def rows(self, frames: np.ndarray) -> np.ndarray:
-        """Rows of absolute frame indices, which must be among these."""
+    def rows(self, frames: np.ndarray, views: np.ndarray | None = None) -> np.ndarray:
+        """Rows of absolute frame indices, which must be among these; of their plain views without `views`."""
         run = np.searchsorted(self.start, frames, side="right") - 1
-        return frames - self.start[run] + self._first_rows()[run]
+        place = frames - self.start[run] + self._before()[run]
+        return place * self.views + (0 if views is None else views)
 
-    def _first_rows(self) -> np.ndarray:
+    def _before(self) -> np.ndarray:
         lengths = self.stop - self.start
         return np.cumsum(lengths) - lengths
 
@@ -83,9 +89,11 @@ class LoadedTokens:
     frames: FrameRuns
     """Which frames the rows are."""
 
-    def gather_stored(self, camera: str, indices: np.ndarray, empty: Empty = new_tensor) -> StoredTokens:
-        """Tokens of frames `indices` (B,), absolute; `empty(shape, dtype)` makes the tensors they are copied into."""
-        rows = torch.from_numpy(self.frames.rows(indices))
+    def gather_stored(
+        self, camera: str, indices: np.ndarray, empty: Empty = new_tensor, views: np.ndarray | None = None
+    ) -> StoredTokens:
+        """As `FeatureCache.gather_stored`."""
+        rows = torch.from_numpy(self.frames.rows(indices, views))
 
         def taken(table: Tensor) -> Tensor:
             return torch.index_select(table, 0, rows, out=empty((len(rows), *table.shape[1:]), table.dtype))
@@ -107,25 +115,27 @@ class LoadedTokens:
 def load_tokens(
     cache: FeatureCache, cameras: list[str], device: torch.device, frames: FrameRuns | None = None
 ) -> LoadedTokens:
-    """Read `frames`, by default all, shard after shard into a tensor per camera."""
+    """Read `frames`, by default the plain views of all, shard after shard into a tensor per camera."""
     frames = FrameRuns.all_of(cache) if frames is None else frames
     shard_frames = cache.manifest.shard_frames
     tables = {}
     for camera in cameras:
         parts: dict[str, Tensor] = {}
-        for start, stop, row in frames.runs():
+        for start, stop, before in frames.runs():
             for shard in range(start // shard_frames, num_shards(stop, shard_frames)):
                 begin = shard * shard_frames
                 wanted = slice(max(start, begin), min(stop, begin + shard_frames))
                 # A reader of its own: the map of a shard ends with it.
                 tensors = FeatureCache(cache.path, cache.manifest).shard(camera, shard).tensors
                 for name in tensors.keys() & {"tokens", "scale"}:
-                    part = tensors[name][wanted.start - begin : wanted.stop - begin]
+                    rows = tensors[name].unflatten(0, (-1, cache.views))[:, : frames.views]
+                    part = rows[wanted.start - begin : wanted.stop - begin]
                     if name not in parts:
                         shape = (len(frames), *part.shape[1:])
                         parts[name] = torch.empty(shape, dtype=part.dtype, device=device)
-                    parts[name][row + wanted.start - start : row + wanted.stop - start].copy_(part)
-        tables[camera] = StoredTokens(parts["tokens"], parts.get("scale"))
+                    parts[name][before + wanted.start - start : before + wanted.stop - start].copy_(part)
+        rows = {name: part.flatten(0, 1) for name, part in parts.items()}
+        tables[camera] = StoredTokens(rows["tokens"], rows.get("scale"))
     return LoadedTokens(tables, frames)
 
 
@@ -133,15 +143,15 @@ def choose_residency(
     asked: str,
     cache: FeatureCache,
     cameras: list[str],
-    frames: int,
+    rows: int,
     device: torch.device,
     num_workers: int = 0,
 ) -> str:
-    """`disk`, `memory` or `device` for so many frames of a cache; logs how it came to that.
+    """`disk`, `memory` or `device` for so many rows per camera of a cache; logs how it came to that.
 
     Raises CacheError, with both numbers and before anything is loaded, when what was asked for does not fit.
     """
-    size = bytes_per_frame(*cache.token_shape, cache.manifest.layout.dtype) * frames * len(cameras)
+    size = bytes_per_frame(*cache.token_shape, cache.manifest.layout.dtype) * rows * len(cameras)
     memory = free_memory(num_workers)
     # Without an accelerator the policy's device is this machine's memory.
     on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
@@ -162,12 +172,12 @@ def choose_residency(
                 + ". Use disk, int8 tokens or pooling, or fewer cameras or episodes"
             )
     logger.info(
-        "cache_residency=%s: %s (%s of tokens of %d frames, %s of memory free%s; auto takes at most %d %% of memory, and only without "
+        "cache_residency=%s: %s (%s of tokens in %d rows, %s of memory free%s; auto takes at most %d %% of memory, and only without "
         "workers, or %d %% of an accelerator)",
         asked,
         chosen,
         format_bytes(size),
-        frames,
+        rows,
         format_bytes(memory),
         f", {format_bytes(on_device)} on {device}" if device.type == "cuda" else "",
         100 * SHARE_OF_MEMORY,

@@ -41,6 +41,11 @@ def serve_features(cfg: TrainPipelineConfig, original: Callable[[Any], tuple]) -
     must_be_online = why_online(cfg)
     if must_be_online and settings.features == "cached":
         raise ValueError(f"--policy.features=cached does not go with {must_be_online}")
+    if (settings.cache_views or 1) > 1 and (must_be_online or settings.features == "online"):
+        why = must_be_online or "--policy.features=online"
+        raise ValueError(
+            f"--policy.cache_views={settings.cache_views} needs a cache, which does not go with {why}"
+        )
 
     datasets = original(cfg)
     if not (isinstance(datasets, tuple) and len(datasets) == 2):
@@ -54,12 +59,13 @@ def serve_features(cfg: TrainPipelineConfig, original: Callable[[Any], tuple]) -
     try:
         cache = find_cache(root, request(settings, encoder_spec(settings), train.meta, cameras))
     except CacheError as error:
-        if settings.features == "cached" or not (online or isinstance(error, CacheMismatchError)):
+        must_be_cached = settings.features == "cached" or (settings.cache_views or 1) > 1
+        if must_be_cached or not (online or isinstance(error, CacheMismatchError)):
             raise
         cache, no_cache = None, error
 
     if cache is not None and online is None:
-        return serve_cache(settings, cache, cameras, train, held_out, cfg.num_workers)
+        return serve_cache(settings, cache, cameras, train, held_out, cfg.batch_size, cfg.num_workers)
     if online is None:
         logger.warning("Theia features: online, each frame is decoded and encoded in each step: %s", no_cache)
     else:
@@ -81,22 +87,32 @@ def serve_cache(
     cameras: dict[str, str],
     train: Any,
     held_out: Any,
+    batch_size: int,
     num_workers: int,
 ) -> tuple:
+    views = settings.cache_views or cache.views
+    if views > 1 and batch_size == 1:
+        raise ValueError(
+            f"--batch_size=1 would see the same one of {views} views of a frame in every epoch: which is drawn depends on "
+            "the samples that come together. Use larger batches, or --policy.cache_views=1"
+        )
     logger.info(
-        "Theia features: cached, %s (%s, %s)",
+        "Theia features: cached, %s (%s, %s, %d view(s) of each frame)",
         cache.path,
         cache.manifest.encoder_name,
         cache.manifest.identity.tokens.dtype,
+        views,
     )
     if settings.cache_verify == "full":
         verify(cache)
     if settings.pretrained_path is None:  # type: ignore[attr-defined]
         train.meta.stats.update(statistics_of_cache(cache, cameras))
     device = torch.device(settings.device)  # type: ignore[attr-defined]
-    frames = frames_of(train.meta, *(dataset for dataset in (train, held_out) if dataset is not None))
+    frames = frames_of(
+        train.meta, *(dataset for dataset in (train, held_out) if dataset is not None), views=views
+    )
     residency = choose_residency(
-        settings.cache_residency, cache, list(cameras), len(frames), device, num_workers
+        settings.cache_residency, cache, list(cameras), len(frames) * views, device, num_workers
     )
     in_memory = None
     if residency == "memory":
@@ -111,9 +127,14 @@ def serve_cache(
         None
         if dataset is None
         else FeatureDataset(
-            dataset, cache, cameras, tokens=in_memory, on_device=frames if residency == "device" else None
+            dataset,
+            cache,
+            cameras,
+            tokens=in_memory,
+            on_device=frames if residency == "device" else None,
+            views=seen,
         )
-        for dataset in (train, held_out)
+        for dataset, seen in ((train, views), (held_out, 1))
     )
     return served, held
 
@@ -131,13 +152,13 @@ def verify(cache: FeatureCache) -> None:
     logger.info("Theia features: every byte of the cache is as it was written")
 
 
-def frames_of(meta: LeRobotDatasetMetadata, *datasets: Any) -> FrameRuns:
-    """The frames of the episodes that any of `datasets` has."""
+def frames_of(meta: LeRobotDatasetMetadata, *datasets: Any, views: int = 1) -> FrameRuns:
+    """The frames of the episodes that any of `datasets` has, in so many views."""
     frames_from, frames_to = (
         np.asarray(meta.episodes[f"dataset_{side}_index"], dtype=np.int64) for side in ("from", "to")
     )
     chosen = [range(meta.total_episodes) if each.episodes is None else each.episodes for each in datasets]
-    return FrameRuns.of_episodes(frames_from, frames_to, [*itertools.chain.from_iterable(chosen)])
+    return FrameRuns.of_episodes(frames_from, frames_to, [*itertools.chain.from_iterable(chosen)], views)
 
 
 def why_online(cfg: TrainPipelineConfig) -> str | None:
@@ -180,6 +201,7 @@ def request(
         encoder_revision=settings.encoder_revision,
         pool=settings.token_pool,
         dtype=settings.cache_dtype,
+        views=settings.cache_views,
     )
 
 

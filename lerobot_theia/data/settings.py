@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lerobot_theia.cache.augment import MAX_VIEWS
 from lerobot_theia.encoder.spec import EncoderSpec
 
 FEATURES = ("auto", "cached", "online")
@@ -24,6 +25,9 @@ class FeatureSettings:
         cache_root: Folder of feature caches, or one cache. None: $LEROBOT_THEIA_CACHE, else the checkout's `cache/`,
             else `theia/` in LeRobot's home.
         cache_dtype: Take only a cache of this storage type (`float16`, `int8`, ...). None takes the most precise.
+        cache_views: Train on so many views of each frame, the plain one and augmented ones, of a cache that was made with at
+            least as many (`augment.views` of lerobot-theia-precompute). None takes all that the cache has, 1 the plain
+            one. Held-out loss and rollouts always see plain frames.
         cache_verify: How a cache is checked before training. `quick`: manifest, and size and header of each shard, which
             finds whatever is missing, cut short or swapped. `full`: every byte, which finds any changed bit.
         cache_residency: Where tokens are while training reads them. `disk`: memory-mapped files. `memory`: all of them
@@ -39,6 +43,7 @@ class FeatureSettings:
     features: str = "auto"
     cache_root: str | None = None
     cache_dtype: str | None = None
+    cache_views: int | None = None
     cache_verify: str = "quick"
     cache_residency: str = "auto"
     token_pool: int = 1
@@ -58,6 +63,8 @@ class FeatureSettings:
             raise ValueError(
                 f"cache_residency={self.cache_residency!r}; choose one of {', '.join(RESIDENCIES)}"
             )
+        if self.cache_views is not None and not 1 <= self.cache_views <= MAX_VIEWS:
+            raise ValueError(f"cache_views={self.cache_views} must be 1 to {MAX_VIEWS}, or left out")
         if self.token_pool < 1:
             raise ValueError(f"token_pool={self.token_pool} must be at least 1")
         # A Theia config exists, so training may follow; nobody else's training is touched.

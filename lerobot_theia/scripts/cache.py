@@ -63,7 +63,7 @@ def list_caches(arguments: argparse.Namespace) -> int:
         print(
             f"{folder}\n    {identity.dataset.repo_id}, {manifest.num_frames:,} frames x {len(manifest.cameras)} "
             f"camera(s), {manifest.encoder_name}, {tokens.grid}x{tokens.grid} x {identity.encoder.hidden_size} "
-            f"{tokens.dtype}, {format_bytes(manifest.num_bytes)}"
+            f"{tokens.dtype}{f' x {identity.views} views' if identity.views > 1 else ''}, {format_bytes(manifest.num_bytes)}"
         )
     return 0
 

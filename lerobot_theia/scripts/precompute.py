@@ -20,6 +20,8 @@ from lerobot_theia.scripts.configs import config_folder
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
     """Hydra's groups, flattened to the fields of `PrecomputeSettings`."""
+    from lerobot_theia.cache import augment
+
     if "repo_id" not in config.dataset:
         raise ValueError(
             "which dataset? Name one of configs/dataset (dataset=pusht) or any LeRobotDataset v3 "
@@ -30,6 +32,7 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     dataset, encoder = fields.pop("dataset"), fields.pop("encoder")
     for name in ("wandb", "report"):
         fields.pop(name)
+    fields["views"], fields["augment"] = augment.from_settings(fields["augment"])
     if fields["cameras"] is not None:
         fields["cameras"] = tuple(fields["cameras"])
     return {

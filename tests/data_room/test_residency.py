@@ -104,7 +104,7 @@ class TestSelectedFrames:
         for camera in CAMERAS:
             assert torch.equal(loaded.tables[camera].tokens[:3], rich_cache.gather(camera, range(3)))
             assert torch.equal(loaded.tables[camera].tokens[3:], rich_cache.gather(camera, range(9, 15)))
-        assert "27.65 kB of tokens of 9 frames" in caplog.text
+        assert "27.65 kB of tokens in 9 rows" in caplog.text
         if residency == "memory":
             assert held_out._source is train._source
         assert sorted([*train.episodes, *held_out.episodes]) == [0, 3, 4]
