@@ -12,6 +12,8 @@ from common import CHECKOUT, RESULTS
 
 PAGE = CHECKOUT / "docs" / "performance.md"
 PICTURE = "performance.svg"
+ELSEWHERE = ("reliability", "endurance", "probe")
+"""Results with pages of their own."""
 ROWS = {
     1: "samples/s of one process through a `DataLoader`, cache over `LeRobotDataset` with video",
     2: "bytes/s of a shuffled gather from disk (warm) over `index_select` in memory",
@@ -40,7 +42,11 @@ spread is (largest − smallest) / median over the repeats. Ratios carry from ma
 
 def main() -> None:
     machines = {
-        folder.name: {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+        folder.name: {
+            path.stem: json.loads(path.read_text())
+            for path in sorted(folder.glob("*.json"))
+            if path.stem not in ELSEWHERE
+        }
         for folder in sorted(RESULTS.iterdir())
         if folder.is_dir() and any(folder.glob("*.json"))
     }
