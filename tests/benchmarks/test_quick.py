@@ -16,6 +16,8 @@ ON_A_GPU = {
     for part in ("encoder", "latency", "act", "diffusion")
 }
 """Their numbers want a GPU, their code runs on any machine."""
+OF_QUALITY = {"probe": ("probe.py", "--suites=pusht")}
+"""They measure no speed and have no target."""
 
 pytestmark = pytest.mark.slow
 
@@ -41,11 +43,11 @@ def run(work: Path, out: Path, *script: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.fixture(scope="module", params=[*CHEAP, *ON_A_GPU])
+@pytest.fixture(scope="module", params=[*CHEAP, *ON_A_GPU, *OF_QUALITY])
 def text(request: pytest.FixtureRequest, work: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The result of a quick run, as it was written."""
     out = tmp_path_factory.mktemp(request.param)
-    done = run(work, out, *(CHEAP | ON_A_GPU)[request.param])
+    done = run(work, out, *(CHEAP | ON_A_GPU | OF_QUALITY)[request.param])
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     (path,) = out.glob("*/*.json")
     assert path.stem == request.param

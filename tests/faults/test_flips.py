@@ -38,11 +38,13 @@ def test_a_thousand_flips_in_a_tiny_cache(tmp_path: Path, dtype: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_thousand_flips_in_a_cache_of_real_tokens(whole: Whole, tmp_path: Path) -> None:
     check_flips(whole.at(shutil.copytree(whole.root, tmp_path / "copy")), FLIPS)
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:
     cache = make_cache(tmp_path).path
     size = (cache / "manifest.json").stat().st_size

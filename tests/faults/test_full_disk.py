@@ -71,6 +71,7 @@ def test_a_rename_that_is_reported_as_failed_but_was_made_is_no_harm(small: Whol
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("code", ["ENOSPC", "EIO"])
 def test_at_every_step(small: Whole, code: str) -> None:
     faults = [each for each in every_fault(small, code) if not small.steps[each.step].startswith("release")]

@@ -79,6 +79,7 @@ def test_structured_changes(name: str, target: Target, draw: random.Random) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @MANY
 @given(draw=st.randoms(use_true_random=False))
 def test_many_structured_changes(name: str, target: Target, draw: random.Random) -> None:
@@ -164,6 +165,7 @@ def test_an_enormous_manifest_is_refused_within_a_gibibyte(tmp_path: Path) -> No
     importlib.util.find_spec("atheris") is None, reason="atheris is not installed (extra `fuzz`)"
 )
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", TARGETS)
 def test_guided_by_coverage(name: str, tmp_path: Path) -> None:
     command = [

@@ -42,11 +42,13 @@ def test_killed_between_all_steps_of_writing_one_shard(small: Whole) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_before_after_and_amid_each_step_of_writing_one_shard(small: Whole) -> None:
     in_turns(functools.partial(kill_at, small), every_fault(small, "kill"))
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_between_all_steps_of_writing_a_cache(whole: Whole) -> None:
     in_turns(functools.partial(kill_at, whole), between(whole))
 
@@ -63,6 +65,7 @@ def test_killed_at_random_times(whole: Whole) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_at_a_hundred_random_times(whole: Whole) -> None:
     delays = random_delays(RANDOM_KILLS, how_long(whole), seed=1)
     left = in_turns(functools.partial(kill_after, whole), delays)
@@ -77,6 +80,7 @@ def test_stopped_at_random_times(whole: Whole, number: signal.Signals) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_at_twenty_random_times(whole: Whole, number: signal.Signals) -> None:
     delays = random_delays(20, how_long(whole), seed=3)
@@ -84,6 +88,7 @@ def test_stopped_at_twenty_random_times(whole: Whole, number: signal.Signals) ->
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("effect", ["power cut", "power cut, names lost"])
 def test_a_power_cut_loses_nothing_that_was_finished(small: Whole, effect: str) -> None:
     """What was not synced is lost, too: files are cut, and with `names lost` renames taken back."""

@@ -58,6 +58,7 @@ def test_a_process_finishes_what_another_was_killed_at(whole: Whole) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_process_finishes_what_another_was_killed_at_at_any_step(small: Whole) -> None:
     faults = [Fault(step, when, "kill") for step in range(len(small.steps)) for when in ("before", "after")]
     in_turns(lambda fault: kill_one_of_two(small, fault), faults)
