@@ -14,13 +14,14 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lerobot_theia.demos.randomize import KINDS, Drawn, Scene, choose_kinds
 from lerobot_theia.demos.recording import (
     Episode,
     Episodes,
@@ -76,6 +77,7 @@ def record_metaworld(
     max_failures: int = 20,
     use_videos: bool = True,
     environment_state: bool = False,
+    randomize: Sequence[str] = (),
     overwrite: bool = False,
     if_missing: bool = False,
     num_workers: int = 0,
@@ -94,6 +96,8 @@ def record_metaworld(
         max_failures: give up when the expert failed more often.
         use_videos: AV1 video with LeRobot's default settings; False keeps exact frames as PNG.
         environment_state: also record Meta-World's full observation (39,).
+        randomize: what looks different in each episode: any of `light`, `camera`, `texture`. An evaluation renders
+            the plain scene. What was drawn is kept in the dataset, in meta/randomization.json.
         overwrite: replace a dataset at `root`.
         if_missing: keep a dataset at `root` if its counts are right, and return at once.
         num_workers: simulating processes beside this one, which encodes; 0 does all of it here.
@@ -106,6 +110,7 @@ def record_metaworld(
         raise RecordingError(f"{num_episodes} episodes wanted; at least 1 is needed")
     if not 16 <= image_size <= IMAGE_SIZE or image_size % 2:
         raise RecordingError(f"image_size {image_size} is not an even number from 16 to {IMAGE_SIZE} pixels")
+    kinds = choose_kinds(randomize)
     name, description = _look_up(task)
     repo_id = repo_id or f"local/metaworld_{name.removesuffix('-v3')}"
     plan = Plan(
@@ -119,10 +124,11 @@ def record_metaworld(
         num_episodes=num_episodes,
         num_frames=None,
         max_episode_frames=MAX_EPISODE_FRAMES,
+        randomize=kinds,
     )
     if there := already_there(plan, overwrite=overwrite, if_missing=if_missing):
         return there
-    jobs = (_Job(name, s, image_size, environment_state) for s in itertools.count(seed))
+    jobs = (_Job(name, s, image_size, environment_state, kinds) for s in itertools.count(seed))
     attempts = ordered_map(_attempt, jobs, num_workers)
     failed: list[int] = []
     successes = _successes(name, attempts, num_episodes, max_failures, failed)
@@ -134,12 +140,13 @@ def record_metaworld(
 
 @dataclass(frozen=True)
 class _Job:
-    """One attempt of the expert: Meta-World's task name and the seed of its reset."""
+    """One attempt of the expert: Meta-World's task name and the seed of its reset and of what `randomize` draws."""
 
     name: str
     seed: int
     image_size: int
     environment_state: bool
+    randomize: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -227,6 +234,11 @@ def _environment(name: str) -> Any:
     class MetaworldWithState(lerobot_metaworld.MetaworldEnv):  # type: ignore[name-defined, misc]
         full_state: np.ndarray  # (39,)
 
+        @functools.cached_property
+        def scene(self) -> Scene:
+            self._ensure_env()
+            return Scene(self._env.model, self.camera_name)
+
         def _format_raw_obs(self, raw_obs: np.ndarray) -> dict[str, Any]:
             self.full_state = raw_obs
             return super()._format_raw_obs(raw_obs)
@@ -234,12 +246,13 @@ def _environment(name: str) -> Any:
     return MetaworldWithState(name, obs_type="pixels_agent_pos")
 
 
-def _reset(env: Any, seed: int) -> dict[str, np.ndarray]:
-    """Reset, which renders the first frame; and say so clearly if rendering is impossible."""
+def _reset(env: Any, seed: int, randomize: tuple[str, ...] = ()) -> tuple[dict[str, np.ndarray], Drawn]:
+    """Change the scene and reset, which renders the first frame; and say so clearly if rendering is impossible."""
     import mujoco
 
     try:
-        return env.reset(seed=seed)[0]
+        drawn = env.scene.change(randomize, seed)
+        return env.reset(seed=seed)[0], drawn
     except (mujoco.FatalError, RuntimeError, AttributeError, ImportError, OSError) as error:
         raise _rendering_error(error) from error
 
@@ -247,7 +260,7 @@ def _reset(env: Any, seed: int) -> dict[str, np.ndarray]:
 def _attempt(job: _Job) -> _Attempt:
     """Let the expert act from a seeded start until success or Meta-World's time limit."""
     env = _environment(job.name)
-    obs = _reset(env, job.seed)
+    obs, drawn = _reset(env, job.seed, job.randomize)
     # Rows are (frame, gripper state, full state, action, reward, done, success).
     rows: list[tuple[Any, ...]] = []
     done = success = False
@@ -272,7 +285,7 @@ def _attempt(job: _Job) -> _Attempt:
     }
     if job.environment_state:
         columns["observation.environment_state"] = np.asarray(states, dtype=np.float32)
-    return _Attempt(job.seed, Episode(columns, env.task_description))
+    return _Attempt(job.seed, Episode(columns, env.task_description, {"seed": job.seed, **drawn}))
 
 
 def _shrink(frame: np.ndarray, size: int) -> np.ndarray:
@@ -307,6 +320,12 @@ def main(argv: list[str] | None = None) -> int:
         default=20,
         help="give up after more failed episodes (default: %(default)s)",
     )
+    parser.add_argument(
+        "--randomize",
+        default="",
+        metavar="KIND,...",
+        help=f"what looks different in each episode: any of {','.join(KINDS)} (default: nothing)",
+    )
     args = parser.parse_args(argv)
     try:
         recording = record_metaworld(
@@ -319,6 +338,7 @@ def main(argv: list[str] | None = None) -> int:
             max_failures=args.max_failures,
             use_videos=not args.images,
             environment_state=args.environment_state,
+            randomize=[kind for kind in args.randomize.split(",") if kind],
             overwrite=args.overwrite,
             if_missing=args.if_missing,
             num_workers=args.workers,

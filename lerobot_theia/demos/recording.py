@@ -22,6 +22,9 @@ import numpy as np
 
 Features = dict[str, dict[str, Any]]
 
+RANDOMIZATION = "meta/randomization.json"
+"""In a dataset of randomised scenes: what was randomised, and for each episode its seed and what was drawn."""
+
 
 class RecordingError(RuntimeError):
     """A dataset could not be recorded; the message says why and what to do."""
@@ -39,10 +42,12 @@ class Episode:
     Args:
         columns: feature name to array (T, *feature shape); cameras are uint8 (T, H, W, 3).
         task: the instruction, in words.
+        drawn: for JSON: its seed, and how its scene was changed; for plans that `randomize`.
     """
 
     columns: dict[str, np.ndarray]
     task: str
+    drawn: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.columns["action"])
@@ -65,6 +70,7 @@ class Plan:
         num_episodes: episodes in the finished dataset.
         num_frames: frames in the finished dataset; None if only the recording will tell.
         max_episode_frames: no episode is longer; sizes the queue of the video encoder.
+        randomize: what of the scene each episode changes; what it was changed to is kept in RANDOMIZATION.
     """
 
     root: Path
@@ -75,6 +81,7 @@ class Plan:
     num_episodes: int
     num_frames: int | None
     max_episode_frames: int
+    randomize: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -184,6 +191,7 @@ def _record(root: Path, plan: Plan, episodes: Episodes, progress: bool) -> None:
         encoder_queue_maxsize=plan.max_episode_frames + 1,
         video_backend="pyav",  # nothing is decoded here, so LeRobot need not look (loudly) for torchcodec
     )
+    drawn = []
     bar = tqdm(total=plan.num_frames, unit="frame", desc=plan.repo_id, disable=not progress)
     # The manager finalizes, and after an error it stops the encoder's thread first: that would otherwise write
     # on into a folder that is being deleted.
@@ -193,8 +201,12 @@ def _record(root: Path, plan: Plan, episodes: Episodes, progress: bool) -> None:
                 frame = {name: column[t] for name, column in episode.columns.items()}
                 dataset.add_frame({**frame, "task": episode.task})
             dataset.save_episode()
+            drawn.append({"episode_index": number - 1, **(episode.drawn or {})})
             bar.set_postfix_str(f"episode {number}/{plan.num_episodes}", refresh=False)
             bar.update(len(episode))
+    if plan.randomize:
+        told = {"randomize": plan.randomize, "episodes": drawn}
+        (root / RANDOMIZATION).write_text(json.dumps(told, indent=1) + "\n")
 
 
 @contextlib.contextmanager
@@ -250,6 +262,12 @@ def check_dataset(root: Path, plan: Plan) -> int:
         "rows in data/": (sum(pq.read_metadata(f).num_rows for f in root.glob("data/*/*.parquet")), frames),
         "tasks": (list(pd.read_parquet(root / "meta" / "tasks.parquet").index), [plan.task]),
     }
+    told = json.loads((root / RANDOMIZATION).read_text()) if (root / RANDOMIZATION).exists() else {}
+    expected["randomized"] = (told.get("randomize", []), list(plan.randomize))
+    expected["randomized episodes"] = (
+        len(told.get("episodes", [])),
+        plan.num_episodes if plan.randomize else 0,
+    )
     bookkeeping = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
     names = sorted(plan.features.keys() | bookkeeping)
     expected["features"] = (sorted(info["features"]), names)

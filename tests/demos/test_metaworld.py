@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ pytest.importorskip(
 )
 
 from lerobot_theia.demos.metaworld import _Attempt, _successes, metaworld_features
-from lerobot_theia.demos.recording import Episode, RecordingError
+from lerobot_theia.demos.recording import RANDOMIZATION, Episode, RecordingError
 
 PROBE = """
 from lerobot_theia.demos.metaworld import _environment, _look_up, _reset
@@ -83,6 +84,53 @@ def test_two_episodes(renderer: str, tmp_path: Path) -> None:
         table["observation.environment_state"][0],
         table["observation.environment_state"][int(len(dataset) - 1)],
     )
+
+
+RECORD_BOTH = """
+import sys
+from pathlib import Path
+from lerobot_theia.demos.metaworld import record_metaworld
+root = Path(sys.argv[1])
+options = dict(num_episodes=2, seed=5, image_size=64, use_videos=False, environment_state=True, progress=False)
+record_metaworld("drawer-open", root / "plain", **options)
+record_metaworld("drawer-open", root / "changed", randomize=["texture", "light", "camera"], **options)
+record_metaworld("drawer-open", root / "again", randomize=["texture"], **options | {"num_episodes": 1, "seed": 6})
+"""
+
+
+@pytest.mark.slow
+def test_randomised_scenes_look_different_and_go_as_ever(renderer: str, tmp_path: Path) -> None:
+    from lerobot.datasets import LeRobotDataset
+
+    done = run(RECORD_BOTH, renderer, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    plain, changed, again = (
+        LeRobotDataset("local/metaworld_drawer-open", root=tmp_path / name, video_backend="pyav")
+        for name in ("plain", "changed", "again")
+    )
+    told = json.loads((tmp_path / "changed" / RANDOMIZATION).read_text())
+    assert told["randomize"] == ["light", "camera", "texture"]
+    assert [(each["episode_index"], each["seed"]) for each in told["episodes"]] == [(0, 5), (1, 6)]
+    for kind in told["randomize"]:
+        assert told["episodes"][0][kind] != told["episodes"][1][kind]
+    (alone,) = json.loads((tmp_path / "again" / RANDOMIZATION).read_text())["episodes"]
+    assert alone["texture"] == told["episodes"][1]["texture"], "a function of the episode's seed"
+    assert not (tmp_path / "plain" / RANDOMIZATION).exists()
+
+    columns = ("action", "observation.state", "observation.environment_state", "next.success")
+    tables = [dataset.hf_dataset.with_format("numpy") for dataset in (plain, changed)]
+    for name in columns:
+        first, second = (np.stack(table[name]) for table in tables)
+        assert np.array_equal(first, second), name
+    for start in plain.meta.episodes["dataset_from_index"]:
+        same, other = (dataset[start]["observation.image"] for dataset in (plain, changed))
+        assert (same - other).abs().mean() > 0.02
+        assert other.std() > 0.05
+    starts = changed.meta.episodes["dataset_from_index"]
+    assert (
+        changed[starts[0]]["observation.image"] - changed[starts[1]]["observation.image"]
+    ).abs().mean() > 0.02
+    assert len(again) == changed.meta.episodes["length"][1]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from lerobot_theia.demos.pusht import (
     pusht_features,
     record_pusht,
 )
-from lerobot_theia.demos.recording import RecordingError
+from lerobot_theia.demos.recording import RANDOMIZATION, RecordingError
 
 EPISODES = 2
 BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
@@ -165,6 +166,17 @@ def test_bad_action_files(tmp_path: Path, change: dict, message: str) -> None:
     np.savez(tmp_path / "bad.npz", **{k: v for k, v in {**good, **change}.items() if v is not None})
     with pytest.raises(RecordingError, match=message):
         record_pusht(tmp_path / "out", actions_path=tmp_path / "bad.npz")
+
+
+def test_a_dataset_of_randomised_scenes_is_not_taken_for_a_plain_one(
+    video_root: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(video_root, root)
+    told = {"randomize": ["light"], "episodes": [{"episode_index": k, "seed": k} for k in range(EPISODES)]}
+    (root / RANDOMIZATION).write_text(json.dumps(told))
+    with pytest.raises(RecordingError, match=r"randomized: \['light'\] \(expected \[\]\)"):
+        record_pusht(root, num_episodes=EPISODES, if_missing=True)
 
 
 def test_existing_root(video_root: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lerobot_theia.demos.randomize import jitter
 from lerobot_theia.demos.workers import ordered_map
 from lerobot_theia.distill.errors import DistillError, UnreadableError
 from lerobot_theia.distill.frames import Frame, Item, split_by_group
@@ -169,11 +170,11 @@ def _target(rng: np.random.Generator, arm: int, thing: np.ndarray) -> np.ndarray
 
 def random_view(rng: np.random.Generator) -> View:
     kind = rng.random()
-    move, turn = rng.normal(size=3) * 0.03, rng.normal(size=3) * 0.04
+    move, turn = jitter(rng, 0.03, 0.04)
     other = ("angle", "left_pillar", "right_pillar", "front_close")[rng.integers(4)]
     if kind < 0.5:
         return View(CAMERA)
-    return View(CAMERA if kind < 0.8 else other, tuple(move.tolist()), tuple(turn.tolist()))
+    return View(CAMERA if kind < 0.8 else other, move, turn)
 
 
 _open: dict[str, tuple[Any, Any, Any, np.ndarray, Photographer]] = {}

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lerobot_theia.demos.metaworld import IMAGE_SIZE
+from lerobot_theia.demos.randomize import CAMERA_MOVE_M, CAMERA_TURN_RAD, jitter
 from lerobot_theia.demos.workers import ordered_map
 from lerobot_theia.distill.errors import DistillError, UnreadableError
 from lerobot_theia.distill.frames import Frame, Item, split_by_group
@@ -122,19 +123,11 @@ class MetaworldSource:
 
 
 def play(episode: Episode) -> list[Frame]:
-    """Reset, act, and take the pictures that are wanted."""
-    env, photographer = _scene(episode.task)
+    """Take the pictures that are wanted."""
+    env, photographer = scene(episode.task)
     rng = np.random.default_rng([episode.seed, *episode.task.encode()])
-    state = env.reset(seed=episode.seed)[0]["full_state"]
-    # One in four episodes is not the expert's at all; the others have noise of their own strength.
-    noise, expert = rng.uniform(0, 0.5), rng.random() < 0.75
     frames = []
-    for k in range(max(episode.wanted) + 1):
-        for _ in range(rng.integers(0 if k == 0 else 1, MAX_STEPS + 1)):
-            action = rng.uniform(-1, 1, 4)
-            if expert:
-                action = env.expert_policy.get_action(state) + noise * rng.normal(size=4)
-            state = env.step(np.clip(action, -1, 1).astype(np.float32))[0]["full_state"]
+    for k, _ in enumerate(moments(env, episode.seed, rng, max(episode.wanted) + 1)):
         view = random_view(
             rng
         )  # drawn for every picture, wanted or not: the next draws must not depend on it
@@ -143,15 +136,29 @@ def play(episode: Episode) -> list[Frame]:
     return frames
 
 
+def moments(env: Any, seed: int, rng: np.random.Generator, count: int) -> Iterator[np.ndarray]:
+    """Reset and act; yields Meta-World's state (39,) at `count` moments, as the scene stands there."""
+    state = env.reset(seed=seed)[0]["full_state"]
+    # One in four episodes is not the expert's at all; the others have noise of their own strength.
+    noise, expert = rng.uniform(0, 0.5), rng.random() < 0.75
+    for k in range(count):
+        for _ in range(rng.integers(0 if k == 0 else 1, MAX_STEPS + 1)):
+            action = rng.uniform(-1, 1, 4)
+            if expert:
+                action = env.expert_policy.get_action(state) + noise * rng.normal(size=4)
+            state = env.step(np.clip(action, -1, 1).astype(np.float32))[0]["full_state"]
+        yield env.full_state  # not `state`: after a success, that is the end of what LeRobot has reset since
+
+
 def random_view(rng: np.random.Generator) -> View:
     kind = rng.random()
-    move, turn = rng.normal(size=3) * 0.05, rng.normal(size=3) * 0.05
+    move, turn = jitter(rng, CAMERA_MOVE_M, CAMERA_TURN_RAD)
     lookat = np.array([0.0, 0.65, 0.1]) + rng.normal(size=3) * 0.05
     distance, azimuth, elevation = rng.uniform(0.7, 1.4), rng.uniform(0, 360), rng.uniform(-70, -15)
     if kind < 0.4:
         return View(CAMERA, turned_over=True)
     if kind < 0.8:
-        return View(CAMERA, tuple(move.tolist()), tuple(turn.tolist()), turned_over=True)
+        return View(CAMERA, move, turn, turned_over=True)
     return View(
         None,
         lookat=tuple(lookat.tolist()),
@@ -164,15 +171,19 @@ def random_view(rng: np.random.Generator) -> View:
 _open: dict[str, tuple[Any, Photographer]] = {}
 
 
-def _scene(task: str) -> tuple[Any, Photographer]:
+def scene(task: str) -> tuple[Any, Photographer]:
     """A task's environment, which renders nothing itself, and someone to take pictures of it; one at a time."""
     if task not in _open:
         # Closed before the next is made: a rendering context that goes later would take the next one's textures.
-        for _, photographer in _open.values():
-            photographer.close()
-        _open.clear()
+        close_scene()
         _open[task] = _make_scene(task)
     return _open[task]
+
+
+def close_scene() -> None:
+    for _, photographer in _open.values():
+        photographer.close()
+    _open.clear()
 
 
 def _make_scene(task: str) -> tuple[Any, Photographer]:
@@ -187,11 +198,14 @@ def _make_scene(task: str) -> tuple[Any, Photographer]:
         raise cannot_render(error) from error
 
     class Unseen(lerobot_metaworld.MetaworldEnv):  # type: ignore[name-defined, misc]
+        full_state: np.ndarray  # (39,), of the scene as it stands
+
         @property
         def raw(self) -> Any:
             return self._env
 
         def _format_raw_obs(self, raw_obs: np.ndarray) -> dict[str, Any]:
+            self.full_state = raw_obs
             return {"full_state": raw_obs}
 
     name = f"{task}-v3"

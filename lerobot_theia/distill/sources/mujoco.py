@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lerobot_theia.demos.metaworld import RENDERING_HELP
+from lerobot_theia.demos.randomize import Vector, moved
 from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.frames import Frame
 from lerobot_theia.distill.sources.interface import Column
@@ -50,10 +51,10 @@ class View:
     """
 
     camera: str | None
-    move: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    turn: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    move: Vector = (0.0, 0.0, 0.0)
+    turn: Vector = (0.0, 0.0, 0.0)
     turned_over: bool = False
-    lookat: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    lookat: Vector = (0.0, 0.0, 0.0)
     distance: float = 1.0
     azimuth: float = 0.0
     elevation: float = -30.0
@@ -99,9 +100,15 @@ class Photographer:
         self._pictures.close()
         self._truth.close()
 
-    def take(self, data: mujoco.MjData, view: View) -> Frame:
+    def picture(self, data: mujoco.MjData, view: View) -> np.ndarray:
+        """(H, W, 3) uint8"""
         self._aim(self._pictures, data, view)
         image = self._pictures.render()
+        return np.ascontiguousarray(image[::-1, ::-1] if view.turned_over else image)
+
+    def take(self, data: mujoco.MjData, view: View) -> Frame:
+        """A picture, and what is true of it."""
+        image = self.picture(data, view)
         self._truth.enable_depth_rendering()
         self._aim(self._truth, data, view)
         depth = self._truth.render().astype(np.float32)
@@ -115,7 +122,6 @@ class Photographer:
         normals *= seen[None]
         segmentation = self._segment(objects)
         if view.turned_over:
-            image = image[::-1, ::-1]
             depth, segmentation = depth[::-1, ::-1], segmentation[:, ::-1, ::-1]
             normals = normals[:, ::-1, ::-1] * np.array([-1, -1, 1], dtype=np.float32)[:, None, None]
         truth = {
@@ -124,10 +130,7 @@ class Photographer:
             NORMALS: averaged(normals) * 127,
         }
         rounded = {name: values if name == DEPTH else values.round() for name, values in truth.items()}
-        return Frame(
-            np.ascontiguousarray(image),
-            {name: values.astype(COLUMNS[name].dtype) for name, values in rounded.items()},
-        )
+        return Frame(image, {name: values.astype(COLUMNS[name].dtype) for name, values in rounded.items()})
 
     def _aim(self, renderer: Any, data: mujoco.MjData, view: View) -> None:
         if view.camera is not None:
@@ -162,19 +165,8 @@ def move_camera(camera: Any, view: View) -> None:
     up = np.array(camera.up)
     right = np.cross(up, back)
     axes = np.stack([right, up, back], axis=1)
-    camera.pos[:] = np.array(camera.pos) + axes @ np.array(view.move)
-    turned = axes @ rotation(view.turn)
+    camera.pos[:], turned = moved(np.array(camera.pos), axes, view.move, view.turn)
     camera.up[:], camera.forward[:] = turned[:, 1], -turned[:, 2]
-
-
-def rotation(turn: tuple[float, float, float]) -> np.ndarray:
-    """(3, 3) for a rotation vector in radians."""
-    angle = float(np.linalg.norm(turn))
-    if angle == 0:
-        return np.eye(3)
-    x, y, z = np.array(turn) / angle
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
 
 
 def truth_shape(height: int, width: int) -> tuple[int, int]:
