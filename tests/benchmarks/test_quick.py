@@ -43,7 +43,11 @@ def run(work: Path, out: Path, *script: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.fixture(scope="module", params=[*CHEAP, *ON_A_GPU, *OF_QUALITY])
+TRAINING = [pytest.param(name, marks=pytest.mark.exhaustive) for name in ("gpu_act", "gpu_diffusion")]
+"""They compile, which takes minutes on a CPU."""
+
+
+@pytest.fixture(scope="module", params=[*CHEAP, *OF_QUALITY, "gpu_encoder", "gpu_latency", *TRAINING])
 def text(request: pytest.FixtureRequest, work: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The result of a quick run, as it was written."""
     out = tmp_path_factory.mktemp(request.param)
