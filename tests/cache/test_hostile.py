@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lerobot_theia.cache import CacheDamagedError, CacheError, FeatureCache
+from lerobot_theia.cache.augment import Augment
 from lerobot_theia.cache.manifest import checksum, read_manifest, spelt
 from tests.cache.helpers import TOP, copy_of, run
 
@@ -79,6 +80,7 @@ def both(*edits: Callable[[Json], None]) -> Callable[[Json], None]:
     return lambda body: [edit(body) for edit in edits]  # type: ignore[return-value]
 
 
+AUGMENT = vars(Augment())
 FORGERIES = {
     "camera above": rename_camera(".."),
     "camera elsewhere": rename_camera("../../../etc"),
@@ -122,6 +124,23 @@ FORGERIES = {
     "unknown compute_dtype": put("identity", "tokens", "compute_dtype", value="float99"),
     "integers that no float holds": both(
         put("identity", "dataset", "num_frames", value=10**400), put("shard_frames", value=10**400)
+    ),
+    "no views": put("identity", "views", value=0),
+    "a million views": both(put("identity", "views", value=10**6), put("identity", "augment", value=AUGMENT)),
+    "views of which nothing is said": both(put("identity", "views", value=2), put("format_version", value=3)),
+    "augmentation without views": put("identity", "augment", value=AUGMENT),
+    "augmentation without a seed": both(
+        put("identity", "views", value=2),
+        put("identity", "augment", value={**AUGMENT, "seed": "x"}),
+        put("format_version", value=3),
+    ),
+    "augmentation beyond its range": both(
+        put("identity", "views", value=2),
+        put("identity", "augment", value={**AUGMENT, "blur": 1e300}),
+        put("format_version", value=3),
+    ),
+    "views in a version that knew none": both(
+        put("identity", "views", value=2), put("identity", "augment", value=AUGMENT)
     ),
     "a frame of gigabytes": both(
         put("identity", "dataset", "num_frames", value=1), put("identity", "tokens", "grid", value=2**14)
@@ -177,14 +196,14 @@ def test_a_gigantic_manifest_is_not_even_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "remedy"), [(3, "Upgrade"), (1, "delete this cache"), ("2", "delete this cache")]
+    ("version", "remedy"), [(4, "Upgrade"), (1, "delete this cache"), ("2", "delete this cache")]
 )
 def test_another_format_version_is_refused_with_the_way_out(
     cache: FeatureCache, version: object, remedy: str
 ) -> None:
     forge(cache, put("format_version", value=version))
     with pytest.raises(
-        CacheError, match=rf"has format_version {version!r}; this plugin reads 2\..*{remedy}"
+        CacheError, match=rf"has format_version {version!r}; this plugin reads 2 to 3\..*{remedy}"
     ) as error:
         FeatureCache.open(cache.path)
     assert not isinstance(error.value, CacheDamagedError)

@@ -22,6 +22,7 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from lerobot_theia.cache import CacheError, CacheMismatchError, FeatureCache, plan
+from lerobot_theia.cache.augment import Augment
 from lerobot_theia.cache.catalog import CacheRequest, find_cache
 from lerobot_theia.cache.manifest import FORMAT_VERSION, checksum, spelt
 from lerobot_theia.cache.precompute import Report, precompute
@@ -322,6 +323,22 @@ def _(world: World) -> None:
     world.made_anew(copied=0, encoded=2 * FRAMES, pool=2)
 
 
+@row("`augment.views`")
+def _(world: World) -> None:
+    world.refused("views", "augment", views=2)
+    world.made_anew(copied=0, encoded=2 * FRAMES, views=2)
+    assert find_cache(world.root, world.request()).views == 2
+    assert find_cache(world.root, world.request(views=1)).views == 1
+
+
+@row("`augment.*`, how views are made")
+def _(world: World) -> None:
+    for seed in (0, 1):
+        world.made_anew(copied=0, encoded=2 * FRAMES, views=2, augment=Augment(seed=seed))
+    shutil.rmtree(world.cache.path)
+    assert find_cache(world.root, world.request(views=2)).views == 2
+
+
 @row("`compute_dtype`")
 def _(world: World) -> None:
     world.made_anew(copied=0, encoded=2 * FRAMES, compute_dtype="bfloat16")
@@ -391,7 +408,7 @@ def _(world: World) -> None:
 def refused_as(world: World, version: int, remedy: str) -> None:
     """Named and passed over by training; not overwritten by precompute, whose cache it may not be."""
     edit_manifest(world.cache.path, lambda body: body.update(format_version=version))
-    message = rf"format_version {version}; this plugin reads {FORMAT_VERSION}\..*{remedy}"
+    message = rf"format_version {version}; this plugin reads 2 to {FORMAT_VERSION}\..*{remedy}"
     with pytest.raises(CacheMismatchError, match=message):
         find_cache(world.root, world.request())
     before = state(world.cache.path)
