@@ -1,0 +1,71 @@
+"""What this project wants to reach on Push-T, and whether it did."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.quality.intervals import overlap
+from benchmarks.quality.rows import Row
+
+SHIPPED = "theia-tiny-sim"
+"""The encoder that comes with this project."""
+MINUTES = 120
+CORES = 2
+SUCCESS = 0.5
+REWARD = 0.9
+
+
+@dataclass(frozen=True)
+class Aim:
+    """`met` is None where it was not measured."""
+
+    what: str
+    found: str
+    met: bool | None
+
+
+def aims(rows: Sequence[Row]) -> list[Aim]:
+    """Of one machine's rows."""
+    pusht = [row for row in rows if row["suite"] == "pusht"]
+    ours = [row for row in pusht if row["encoder"] == SHIPPED]
+    raw = [row for row in pusht if row["encoder"] is None and row["policy"] in ("act", "diffusion")
+           and "observation.image" in row["flags"]["input_features"]]  # fmt: skip
+    in_time = [row for row in ours if row.minutes <= MINUTES and row.results[0]["machine"]["cores"] <= CORES]
+    return [
+        at_least(in_time, "success rate", lambda row: row.success, SUCCESS, "{:.1%}"),
+        at_least(in_time, "mean max reward", lambda row: row.summary["mean_max_reward"], REWARD, "{:.3f}"),
+        not_below(ours, raw, "minutes", "after the same time"),
+        not_below(ours, raw, "steps", "after the same number of steps"),
+    ]
+
+
+def at_least(rows: Sequence[Row], name: str, of: Callable[[Row], float], target: float, form: str) -> Aim:
+    what = f"{name} of at least {form.format(target)} with {SHIPPED}, {CORES} cores, at most {MINUTES} minutes of training"
+    if not rows:
+        return Aim(what, "not measured", None)
+    best = max(rows, key=of)
+    return Aim(what, f"{form.format(of(best))} ({describe(best)})", of(best) >= target)
+
+
+def not_below(ours: Sequence[Row], raw: Sequence[Row], kind: str, when: str) -> Aim:
+    """At the largest budget that both had with as many demonstrations, the better of each; intervals may overlap."""
+    what = f"not below LeRobot's policies on raw RGB {when}"
+
+    def cells(rows: Sequence[Row]) -> dict[tuple[float, int], Row]:
+        found: dict[tuple[float, int], Row] = {}
+        for row in rows:
+            if row.budget.kind == kind:
+                cell = (row.budget.amount, row["demonstrations"])
+                found[cell] = max(found.get(cell, row), row, key=lambda each: each.success)
+        return found
+
+    mine, theirs = cells(ours), cells(raw)
+    if not (common := mine.keys() & theirs.keys()):
+        return Aim(what, "not measured", None)
+    one, other = mine[max(common)], theirs[max(common)]
+    close = overlap(one.summary["success_interval"], other.summary["success_interval"])
+    found = f"{one.success:.1%} ({describe(one)}) against {other.success:.1%} ({describe(other)})"
+    return Aim(what, found, one.success >= other.success or close)
+
+
+def describe(row: Row) -> str:
+    return f"{row['arm']}, {row['demonstrations']} demonstrations, {row.budget}, {len(row.results)} seed(s)"

@@ -1,0 +1,155 @@
+"""Run experiments: data, training, evaluation at each budget, result."""
+
+import datetime
+import json
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import common
+from benchmarks.quality import commands, evaluations
+from benchmarks.quality.arms import ArmError
+from benchmarks.quality.clock import Record
+from benchmarks.quality.places import Work
+from benchmarks.quality.plan import make_plan
+from benchmarks.quality.processes import CommandError, InUseError, only_run
+from benchmarks.quality.results import Results
+from benchmarks.quality.settings import Experiment, SettingsError, Training, encoder_name
+from benchmarks.quality.status import status
+from benchmarks.quality.trainings import Runner, checkpoint_step, checkpoints
+
+ACTIONS = ("run", "status", "commands")
+ERRORS = (ArmError, SettingsError, CommandError, InUseError, evaluations.EvaluationError)
+"""What can be wrong with settings or machine; each message says what to do."""
+
+
+def start(config: Mapping[str, Any]) -> None:
+    """Do what `configs/run.yaml` says.
+
+    Raises:
+        one of ERRORS.
+    """
+    if config["action"] not in ACTIONS:
+        raise SettingsError(f"action={config['action']!r}; choose one of {', '.join(ACTIONS)}")
+    machine = common.machine()
+    plan = make_plan(config, config["device"] or ("cuda" if machine["gpu"] else "cpu"))
+    quick = bool(config["quick"])
+    root = Path(config["work"] or commands.CHECKOUT / "outputs" / ("quality-quick" if quick else "quality"))
+    work = Work(root.absolute())
+    out = Path(config["out"] or (work.root / "results" if quick else common.RESULTS)).absolute()
+    results = Results(out, common.slug(machine))
+    if config["action"] == "status":
+        print(status(plan, results, config["episodes"]))
+    elif config["action"] == "commands":
+        print("\n".join(dict.fromkeys(all_commands(plan, work, config["episodes"]))))
+    else:
+        with only_run(work.root) as lock:
+            runner = Runner(work, lock, float(config["calibration_s"]))
+            for training in plan:
+                run_training(training, runner, results, config["episodes"], machine)
+
+
+def run_training(
+    training: Training, runner: Runner, results: Results, episodes: int, machine: Mapping[str, Any]
+) -> None:
+    """Train, and evaluate at each budget that has no result."""
+    everything = training.experiments(episodes)
+    left = [each for each in everything if results.find(each) is None]
+    if not left:
+        print(f"{training.name}: done", flush=True)
+        return
+    print(training.name, flush=True)
+    runner.prepare(training)
+    record = runner.train(training)
+    for experiment in left:
+        step = checkpoint_step(record, experiment.budget)
+        found, videos = evaluate(experiment, step, runner)
+        path = results.save(
+            experiment,
+            {
+                "what": training.arm.what,
+                "suite": {"what": training.suite.what, "reward": training.suite.reward},
+                "training": trained(training, record, step),
+                "encoder": encoder(training, runner.work),
+                "evaluation": found,
+                "videos": videos,
+                "machine": machine,
+                "versions": common.versions(),
+                "date": datetime.date.today().isoformat(),
+            },
+        )
+        low, high = found["success_interval"]
+        print(
+            f"  {experiment.budget}: success {found['success_rate']:.1%} ({low:.1%} to {high:.1%}), mean max reward "
+            f"{found['mean_max_reward']:.3f} -> {path}",
+            flush=True,
+        )
+    runner.tidy(training, [checkpoint_step(record, each.budget) for each in everything])
+
+
+def evaluate(
+    experiment: Experiment, step: int, runner: Runner
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """What lerobot-eval finds with the policy after `step` steps, and the names of the videos kept under `videos/`."""
+    training, work = experiment.training, runner.work
+    made = checkpoints(work.training(training) / "run")
+    (checkpoint,) = (each for each in made if int(each.name) == step)
+    output, videos = work.evaluation(experiment), work.root / "videos" / experiment.name
+    for folder in (output, videos):
+        shutil.rmtree(folder, ignore_errors=True)
+    command = commands.evaluate(experiment, checkpoint, output)
+    runner.command(training, command, output.with_name(output.name + ".log"))
+    found = evaluations.read(output, experiment.episodes, training.suite.first_seed)
+    kept = evaluations.keep_videos(output, videos)
+    shutil.rmtree(output)
+    return found, kept
+
+
+def trained(training: Training, record: Record, step: int) -> dict[str, Any]:
+    """How the policy after `step` steps came about."""
+    return {
+        "steps": step,
+        "of_steps": record.steps,
+        "seconds": record.seconds[step],
+        "samples": step * training.suite.batch_size,
+        "loss": record.losses.get(step),
+        "interruptions": record.interruptions,
+        "out_of_time": record.out_of_time,
+        "cores_used_by_others": record.cores_used_by_others,
+    }
+
+
+def encoder(training: Training, work: Work) -> dict[str, Any] | None:
+    """Which weights it was, and what encoding cost."""
+    if training.arm.encoder is None:
+        return None
+    report = json.loads(work.precompute(training.suite, training.task, training.arm).read_text())
+    manifest = json.loads((commands.CHECKOUT / report["path"] / "manifest.json").read_text())
+    return {
+        "name": encoder_name(training.arm),
+        "weights_sha256": manifest["identity"]["encoder"]["weights_sha256"],
+        "frames": report["frames_encoded"] + report["frames_kept"],
+        "frames_per_s": report["frames_per_s"] or None,
+        "seconds": report["seconds"],
+    }
+
+
+def all_commands(plan: Sequence[Training], work: Work, episodes: int) -> list[str]:
+    """As `run` would run them. The steps of a time budget are only known when it was measured what fits: here 0."""
+    lines = []
+    for training in plan:
+        suite, task, arm, folder = training.suite, training.task, training.arm, work.training(training)
+        steps = int(training.most) if training.kind == "steps" else 0
+        lines.append(commands.record(suite, task, work))
+        if arm.sees == "state":
+            lines.append(commands.leave_frames_out(suite, task, work, work.dataset(suite, task, "state")))
+        if arm.encoder is not None:
+            lines.append(commands.precompute(suite, task, arm, work, training.device))
+        lines.append(commands.train(training, work, folder / "run", steps=steps, save_every=0, log_every=1))
+        lines += [
+            commands.evaluate(each, folder / "run" / "checkpoints" / "last", work.evaluation(each))
+            for each in training.experiments(episodes)
+        ]
+    return [shlex.join(line) for line in lines]

@@ -1,0 +1,82 @@
+"""Success against steps, time and demonstrations; one picture per suite."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.quality.rows import Row
+
+Point = tuple[float, Row]
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """A PNG of three panels; a panel without results says so."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    most = max(row["demonstrations"] for row in rows)
+    full = [row for row in rows if row["demonstrations"] == most]
+    panels: list[tuple[str, list[Row], Callable[[Row], float]]] = [
+        (f"steps ({most} demonstrations)", [row for row in full if row.budget.kind == "steps"], lambda row: row.steps),
+        (f"minutes of training ({most} demonstrations)", [row for row in full if row.budget.kind == "minutes"],
+         lambda row: row.minutes),
+        ("demonstrations", largest_budget(rows), lambda row: row["demonstrations"]),
+    ]  # fmt: skip
+    arms = sorted({row["arm"] for row in rows})
+    colours = {arm: plt.get_cmap("tab20")(number % 20) for number, arm in enumerate(arms)}
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.6), sharey=True)
+    for axis, (name, shown, of) in zip(axes, panels, strict=True):
+        axis.set_xlabel(name, fontsize=8)
+        axis.set_ylim(-0.02, 1.02)
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+        if not shown:
+            axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes, fontsize=8)
+        for arm, points in lines(shown, of).items():
+            xs, ys, below, above = zip(*points, strict=True)
+            axis.errorbar(
+                xs, ys, yerr=[below, above], label=arm, color=colours[arm], marker="o", ms=3, lw=1, capsize=2
+            )
+    axes[0].set_ylabel("success rate, 95 %", fontsize=8)
+    handles = {
+        label: handle
+        for axis in axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        list(handles.values()), list(handles), loc="lower center", ncol=4, fontsize=7, frameon=False
+    )
+    figure.tight_layout(rect=(0, 0.06 + 0.05 * ((len(handles) + 3) // 4), 1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without date and version, the same numbers give the same file.
+    figure.savefig(path, dpi=90, metadata={"Software": None})
+    plt.close(figure)
+
+
+def lines(
+    rows: Sequence[Row], of: Callable[[Row], float]
+) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Per arm: (x, success rate, down to the interval's lower end, up to its upper), tasks taken together."""
+    together: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        together[row["arm"], str(row.budget), row["demonstrations"]].append(row)
+    found: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
+    for (arm, _, _), alike in together.items():
+        whole = Row(tuple(result for row in alike for result in row.results))
+        low, high = whole.summary["success_interval"]
+        found[arm].append((of(whole), whole.success, whole.success - low, high - whole.success))
+    return {arm: sorted(points) for arm, points in found.items()}
+
+
+def largest_budget(rows: Sequence[Row]) -> list[Row]:
+    """Of those with more than one number of demonstrations, those at the largest budget."""
+    numbers: dict[str, set[int]] = defaultdict(set)
+    for row in rows:
+        numbers[str(row.budget)].add(row["demonstrations"])
+    several = [row for row in rows if len(numbers[str(row.budget)]) > 1]
+    if not several:
+        return []
+    largest = max((row.budget.kind, row.budget.of, row.budget.amount) for row in several)
+    return [row for row in several if (row.budget.kind, row.budget.of, row.budget.amount) == largest]

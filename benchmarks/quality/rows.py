@@ -1,0 +1,74 @@
+"""Rows of tables: results that differ in nothing but the seed of training, their episodes taken together."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.quality.evaluations import summary
+from benchmarks.quality.settings import Budget, digest
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The same experiment with one or more seeds of training."""
+
+    results: tuple[Result, ...]
+
+    def __getitem__(self, name: str) -> Any:
+        """A setting, the same for all."""
+        return self.results[0]["settings"][name]
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(**self["budget"])
+
+    @property
+    def what(self) -> str:
+        return self.results[0]["what"]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Of the episodes of all seeds. The intervals are of the evaluation's starts, not of the seeds of training."""
+        evaluations = [each["evaluation"] for each in self.results]
+        rewards = [reward for each in evaluations for reward in each["max_rewards"]]
+        return summary(rewards, [won for each in evaluations for won in each["successes"]])
+
+    @property
+    def success(self) -> float:
+        return self.summary["success_rate"]
+
+    @property
+    def by_seed(self) -> list[float]:
+        """Success rate of each seed of training, in order of the seeds."""
+        ordered = sorted(self.results, key=lambda each: each["settings"]["seed"])
+        return [each["evaluation"]["success_rate"] for each in ordered]
+
+    @property
+    def minutes(self) -> float:
+        """Of training; encoding not counted."""
+        return statistics.mean(each["training"]["seconds"] for each in self.results) / 60
+
+    @property
+    def steps(self) -> float:
+        return statistics.mean(each["training"]["steps"] for each in self.results)
+
+    @property
+    def encoding_minutes(self) -> float | None:
+        """What encoding the frames of all recorded demonstrations took, once, before training."""
+        encoder = self.results[0]["encoder"]
+        return None if encoder is None else encoder["seconds"] / 60
+
+
+def rows(results: Sequence[Result]) -> list[Row]:
+    """In order of task, demonstrations, budget and arm. Results with other settings are other rows, whatever their name."""
+    alike: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        settings = {name: each for name, each in result["settings"].items() if name != "seed"}
+        alike[digest(settings)].append(result)
+    found = [Row(tuple(each)) for each in alike.values()]
+    return sorted(found, key=lambda row: (row["task"], row["demonstrations"], row["budget"]["kind"],
+                                          row["budget"]["of"], row["budget"]["amount"], row["arm"]))  # fmt: skip

@@ -1,0 +1,173 @@
+"""What an experiment is: a suite's task, an arm, how many demonstrations, a seed and a budget; and its name."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.quality.arms import Arm
+
+Values = Mapping[str, Any]
+
+
+class SettingsError(ValueError):
+    """Settings that name something which is not there, or contradict each other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """Tasks, their demonstrations, and how policies are evaluated in them. From `configs/suite`."""
+
+    name: str
+    what: str
+    tasks: tuple[str, ...]
+    """Each has a dataset and policies of its own."""
+    recorded: int
+    """Demonstrations recorded of each task."""
+    recorder: tuple[str, ...]
+    """Script and arguments; `{task}` stands for the task."""
+    reward: str
+    """What the reward is, in words."""
+    environment: Mapping[str, str]
+    """Variables of all its commands, where the caller has not set them."""
+    inputs: Mapping[str, Mapping[str, Values]]
+    """By what an arm sees (`pixels`, `state`): name, type and shape of each input feature."""
+    env: Mapping[str, Values]
+    """By what an arm sees: `--env.*` of lerobot-eval."""
+    first_seed: int
+    """Of evaluation episodes; each takes the next."""
+    at_once: int
+    """Environments that an evaluation steps side by side."""
+    batch_size: int
+    sizes: Mapping[str, Values]
+    """By family (`act`, `diffusion`): `--policy.*` of all its arms."""
+    raw: Mapping[str, Values]
+    """By family: `--policy.*` of arms that train a network on frames."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Suite":
+        return cls(**config | {"tasks": tuple(config["tasks"]), "recorder": tuple(config["recorder"])})
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return tuple(name for name, feature in self.inputs["pixels"].items() if feature["type"] == "VISUAL")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much training a policy had: so many steps, or so many minutes on this machine.
+
+    One training goes to the largest of its budgets (`of`); the others are checkpoints on the way.
+    """
+
+    kind: Literal["steps", "minutes"]
+    amount: float
+    of: float
+
+    def __str__(self) -> str:
+        part = "" if self.amount == self.of else f"of{self.of:g}"
+        return f"{self.amount:g}{part}{'steps' if self.kind == 'steps' else 'min'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One run of lerobot-train, and the budgets to evaluate it at."""
+
+    suite: Suite
+    task: str
+    arm: Arm
+    demonstrations: int
+    seed: int
+    kind: Literal["steps", "minutes"]
+    amounts: tuple[float, ...]
+    device: str
+    quick: bool = False
+
+    @property
+    def most(self) -> float:
+        return max(self.amounts)
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """`--policy.*`, but for paths and the device."""
+        arm, suite = self.arm, self.suite
+        raw = suite.raw[arm.family] if arm.sees == "pixels" and arm.encoder is None else {}
+        return {**suite.sizes[arm.family], **raw, **arm.flags, "input_features": suite.inputs[arm.sees]}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that makes it another training. Paths and versions do not: an encoder's folder counts by its weights."""
+        arm, suite = self.arm, self.suite
+        script, *arguments = suite.recorder
+        return {
+            "suite": suite.name, "task": self.task, "recorded": suite.recorded,
+            "recorder": [Path(script).name, *arguments], "arm": slug(arm.name), "policy": arm.policy,
+            "encoder": encoder_name(arm), "encoder_file": arm.encoder_file_sha256,
+            "views": arm.views, "flags": self.flags, "batch_size": suite.batch_size, "num_workers": arm.num_workers,
+            "demonstrations": self.demonstrations, "seed": self.seed, "device": self.device,
+            "budget": {"kind": self.kind, "most": self.most},
+        }  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        return "--".join(
+            (self.suite.name, self.task, slug(self.arm.name), f"{self.demonstrations}demos", f"seed{self.seed}",
+             str(Budget(kind=self.kind, amount=self.most, of=self.most)))
+        )  # fmt: skip
+
+    def experiments(self, episodes: int) -> "list[Experiment]":
+        return [
+            Experiment(
+                training=self, budget=Budget(kind=self.kind, amount=each, of=self.most), episodes=episodes
+            )
+            for each in sorted(self.amounts)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A training at one of its budgets, evaluated."""
+
+    training: Training
+    budget: Budget
+    episodes: int
+
+    @property
+    def name(self) -> str:
+        return self.training.name.rpartition("--")[0] + f"--{self.budget}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that makes it another experiment."""
+        suite, arm = self.training.suite, self.training.arm
+        evaluation = {
+            "episodes": self.episodes, "first_seed": suite.first_seed, "at_once": suite.at_once,
+            "env": suite.env[arm.sees],
+        }  # fmt: skip
+        return {
+            **self.training.settings,
+            "budget": dataclasses.asdict(self.budget),
+            "evaluation": evaluation,
+            "quick": self.training.quick,
+        }
+
+
+def digest(settings: Values) -> str:
+    """Of values, whatever their order: twelve hexadecimal digits."""
+    text = json.dumps(settings, sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def encoder_name(arm: Arm) -> str | None:
+    """Without the folder it lies in."""
+    return None if arm.encoder is None else slug(f"@{arm.encoder}")[1:]
+
+
+def slug(name: str) -> str:
+    """An arm's name as part of a file's: `theia_act@outputs/my encoder` is `theia_act@my-encoder`."""
+    arm, at, encoder = name.partition("@")
+    return arm + at + re.sub(r"[^\w.-]+", "-", Path(encoder).name)

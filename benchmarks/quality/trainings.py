@@ -1,0 +1,206 @@
+"""Make a training's data, then train it, from the beginning or from its last checkpoint on."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import common
+from benchmarks.quality import commands
+from benchmarks.quality.clock import Clock, Rate, Record
+from benchmarks.quality.places import Work
+from benchmarks.quality.processes import run
+from benchmarks.quality.settings import Budget, SettingsError, Training, digest
+
+MANY_STEPS = 10**9
+SAVES = 10
+MOST_SAVES = 50
+SAVES_IN_TIME = 24
+"""Checkpoints of a training by the clock: the last one before each time is evaluated."""
+SPARE = 0.97
+"""Of the steps that should fit into a time, so that a slightly slower stretch does not cut the last ones off."""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs commands of one work folder, one at a time."""
+
+    work: Work
+    lock: int
+    """Open file that each command inherits."""
+    calibration_s: float
+
+    def command(self, training: Training, command: Sequence[str], log: Path, watch: Any = None) -> bool:
+        print(f"  {Path(command[0]).name} (log: {log})", flush=True)
+        return run(
+            command, log, environment=commands.environment(training.suite, training.device),
+            cwd=commands.CHECKOUT, watch=watch, inherit=(self.lock,),
+        )  # fmt: skip
+
+    def prepare(self, training: Training) -> None:
+        """Demonstrations and cache: made when they are missing, kept for all trainings that need them."""
+        suite, task, arm, work = training.suite, training.task, training.arm, self.work
+        logs = work.task(suite, task) / "logs"
+        frames, state = (work.dataset(suite, task, sees) for sees in ("pixels", "state"))
+        if not is_dataset(frames):
+            self.command(training, commands.record(suite, task, work), logs / "record.log")
+        if arm.sees == "state" and not is_dataset(state):
+            beside = state.with_name(state.name + ".making")
+            shutil.rmtree(beside, ignore_errors=True)
+            self.command(
+                training, commands.leave_frames_out(suite, task, work, beside), logs / "leave_frames_out.log"
+            )
+            beside.rename(state)
+        report = work.precompute(suite, task, arm)
+        if arm.encoder is not None and not has_cache(report):
+            report.parent.mkdir(exist_ok=True)
+            self.command(
+                training,
+                commands.precompute(suite, task, arm, work, training.device),
+                logs / "precompute.log",
+            )
+
+    def train(self, training: Training) -> Record:
+        """To its last step or the end of its time; what was interrupted goes on from its last checkpoint."""
+        folder = self.work.training(training)
+        record_path, output, log = folder / "record.json", folder / "run", folder / "train.log"
+        record = Record.load(record_path)
+        if record is not None and record.finished:
+            return record
+        folder.mkdir(parents=True, exist_ok=True)
+        limit_s = 60 * training.most if training.kind == "minutes" else None
+        checkpoint = last_checkpoint(output, record)
+        if record is None or checkpoint is None:
+            shutil.rmtree(output, ignore_errors=True)
+            record = Record(**self._length(training))
+            command, before = self._from_the_beginning(training, output, record), 0.0
+        else:
+            record.forget_after(int(checkpoint.name))
+            record.interruptions += 1
+            command, before = commands.resume(checkpoint), record.seconds[int(checkpoint.name)]
+            print(f"  goes on after step {int(checkpoint.name):,} of {record.steps:,}", flush=True)
+        record.save(record_path)
+        busy = common.busy()
+        self.command(training, command, log, Clock(record, record_path, before=before, limit_s=limit_s))
+        record.cores_used_by_others = others_busy(busy, common.busy())
+        record.finished = True
+        record.save(record_path)
+        return record
+
+    def _from_the_beginning(self, training: Training, output: Path, record: Record) -> list[str]:
+        return commands.train(
+            training, self.work, output, steps=record.steps, save_every=record.save_every,
+            log_every=max(1, record.save_every // 10),
+        )  # fmt: skip
+
+    def _length(self, training: Training) -> dict[str, int]:
+        """`steps` and `save_every`."""
+        if training.kind == "steps":
+            return {
+                "steps": int(training.most),
+                "save_every": stride([int(each) for each in training.amounts]),
+            }
+        steps = max(1, int(self._rate(training) * 60 * training.most * SPARE))
+        return {"steps": steps, "save_every": max(1, math.ceil(steps / SAVES_IN_TIME))}
+
+    def _rate(self, training: Training) -> float:
+        """Steps per second of a short training like this one; measured once for all seeds."""
+        alike = {name: each for name, each in training.settings.items() if name not in ("seed", "budget")}
+        folder = self.work.root / "rates" / digest(alike)
+        found = folder / "rate.json"
+        if found.is_file():
+            return float(json.loads(found.read_text())["steps_per_s"])
+        output = folder / "run"
+        shutil.rmtree(output, ignore_errors=True)
+        rate = Rate(measure_s=self.calibration_s)
+        # Far more steps than fit, so that a schedule of the learning rate stands still.
+        command = commands.train(
+            training, self.work, output, steps=MANY_STEPS, save_every=0, log_every=MANY_STEPS
+        )
+        self.command(training, command, folder / "train.log", rate)
+        shutil.rmtree(output, ignore_errors=True)
+        beside = found.with_suffix(".tmp")
+        beside.write_text(json.dumps({"steps_per_s": rate.per_s}) + "\n")
+        os.replace(beside, found)
+        print(f"  {rate.per_s:.3g} steps/s", flush=True)
+        return rate.per_s
+
+    def tidy(self, training: Training, keep: Sequence[int]) -> None:
+        """Leave of a finished training the policies that were evaluated, and its log."""
+        for checkpoint in checkpoints(self.work.training(training) / "run"):
+            if int(checkpoint.name) in keep:
+                shutil.rmtree(checkpoint / "training_state", ignore_errors=True)
+            else:
+                shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def others_busy(before: Sequence[float], after: Sequence[float]) -> float:
+    """Cores that other processes kept busy between two calls of `busy`."""
+    clock, all_cores, own = (end - begin for begin, end in zip(before, after, strict=True))
+    return max(0.0, (all_cores - own) / clock)
+
+
+def stride(amounts: Sequence[int]) -> int:
+    """Steps between checkpoints: all amounts are multiples of it, and there are about ten of them.
+
+    Raises:
+        SettingsError: if the amounts have no such number in common.
+    """
+    most, common = max(amounts), math.gcd(*amounts)
+    fit = [each for each in range(1, common + 1) if common % each == 0 and most / each <= MOST_SAVES]
+    if not fit:
+        raise SettingsError(
+            f"steps={list(amounts)} are all multiples of {common} only, which is {most // common} checkpoints; take "
+            "rounder numbers"
+        )
+    return min(fit, key=lambda each: abs(most / each - SAVES))
+
+
+def checkpoint_step(record: Record, budget: Budget) -> int:
+    """The checkpoint to evaluate for a budget.
+
+    Raises:
+        SettingsError: if none was made in that time.
+    """
+    if budget.kind == "steps":
+        return int(budget.amount)
+    in_time = [step for step, seconds in record.seconds.items() if seconds <= 60 * budget.amount]
+    if not in_time:
+        raise SettingsError(
+            f"no checkpoint was made within {budget.amount:g} minutes; the first came after "
+            f"{min(record.seconds.values(), default=math.inf) / 60:.2f}. Leave that time out of minutes=[...]"
+        )
+    return max(in_time)
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """Those that are whole, in order: `last` is set when one is written."""
+    last = output / "checkpoints" / "last"
+    if not last.is_dir():
+        return []
+    found = (each for each in last.parent.iterdir() if each.name.isdigit() and each.is_dir())
+    return sorted(each for each in found if int(each.name) <= int(last.resolve().name))
+
+
+def last_checkpoint(output: Path, record: Record | None) -> Path | None:
+    """The last one that is whole and whose training time is known."""
+    known = (
+        [] if record is None else [each for each in checkpoints(output) if int(each.name) in record.seconds]
+    )
+    return known[-1] if known else None
+
+
+def is_dataset(root: Path) -> bool:
+    """Recorders put a dataset into its place when it is whole."""
+    return (root / "meta" / "info.json").is_file()
+
+
+def has_cache(report: Path) -> bool:
+    if not report.is_file():
+        return False
+    path = commands.CHECKOUT / json.loads(report.read_text())["path"]
+    return (path / "manifest.json").is_file()

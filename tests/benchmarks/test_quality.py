@@ -1,0 +1,493 @@
+"""The quality benchmark's parts: intervals, arms and their commands, names, budgets, what is read off a log, the report."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import draccus
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from benchmarks.quality import clock, commands
+from benchmarks.quality.aims import aims
+from benchmarks.quality.arms import ArmError, known_arms, load_arm
+from benchmarks.quality.clock import Clock, Rate, Record
+from benchmarks.quality.gaps import CONFIGS, beyond, gaps
+from benchmarks.quality.intervals import bootstrap_mean, overlap, wilson
+from benchmarks.quality.page import write
+from benchmarks.quality.places import Work
+from benchmarks.quality.plan import make_plan
+from benchmarks.quality.results import Results
+from benchmarks.quality.rows import rows
+from benchmarks.quality.settings import Budget, SettingsError, Training, digest, slug
+from benchmarks.quality.status import status
+from benchmarks.quality.trainings import checkpoint_step, stride
+
+SUITES = ("pusht", "metaworld")
+
+
+def settings(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        container = OmegaConf.to_container(compose("run", overrides=list(overrides)), resolve=True)
+    assert isinstance(container, dict)
+    return {str(name): value for name, value in container.items()}
+
+
+def plan(*overrides: str) -> list[Training]:
+    return make_plan(settings(*overrides), "cpu")
+
+
+# --- intervals
+
+
+@pytest.mark.parametrize(
+    ("successes", "episodes", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)  # of Newcombe's comparison of methods, Statistics in Medicine 17 (1998), table I
+def test_wilson_interval_is_the_published_one(successes: int, episodes: int, low: float, high: float) -> None:
+    assert wilson(successes, episodes) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_interval_mirrors_failures_and_refuses_nonsense() -> None:
+    low, high = wilson(3, 10)
+    assert wilson(7, 10) == pytest.approx((1 - high, 1 - low))
+    assert wilson(10, 10)[1] == 1
+    for successes, episodes in ((3, 2), (-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match="no success rate"):
+            wilson(successes, episodes)
+
+
+def test_bootstrap_interval_is_that_of_a_normal_mean_where_there_is_one() -> None:
+    values = [(number * 37 % 101) / 101 for number in range(101)]  # all of 0, 1/101, ..., in some order
+    mean = sum(values) / len(values)
+    error = 1.96 * math.sqrt(sum((each - mean) ** 2 for each in values) / len(values) ** 2)
+    assert bootstrap_mean(values) == pytest.approx((mean - error, mean + error), abs=0.2 * error)
+    assert bootstrap_mean(values) == bootstrap_mean(values)
+    assert bootstrap_mean([0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_intervals_overlap_where_they_touch() -> None:
+    assert overlap((0.1, 0.3), (0.3, 0.5))
+    assert not overlap((0.1, 0.3), (0.4, 0.5))
+
+
+# --- arms and commands
+
+
+@pytest.fixture(scope="module")
+def trainings() -> dict[tuple[str, str], Training]:
+    """Each arm in each suite."""
+    found = {}
+    for suite in SUITES:
+        for name in known_arms():
+            overrides = (f"suite={suite}", f"arms=[{name}]", "seeds=[1]", "minutes=[]", "steps=[100]")
+            found[suite, name] = plan(*overrides)[0]
+    return found
+
+
+@pytest.mark.parametrize("name", known_arms())
+@pytest.mark.parametrize("suite", SUITES)
+def test_lerobot_train_takes_the_flags_of_an_arm(
+    suite: str, name: str, trainings: dict[tuple[str, str], Training], tmp_path: Path
+) -> None:
+    from lerobot.configs.train import TrainPipelineConfig
+
+    training = trainings[suite, name]
+    _, *arguments = commands.train(
+        training, Work(tmp_path), tmp_path / "run", steps=100, save_every=10, log_every=1
+    )
+    config = draccus.parse(TrainPipelineConfig, args=arguments)
+
+    assert config.policy is not None
+    config.policy.validate_features()
+    for flag, wanted in training.flags.items():
+        found = getattr(config.policy, flag)
+        if flag == "input_features":
+            assert set(found) == set(training.suite.inputs[training.arm.sees])
+        elif flag == "normalization_mapping":
+            assert {kind: mode.value for kind, mode in found.items()} == wanted
+        else:
+            assert (list(found) if isinstance(found, tuple) else found) == wanted, flag
+    assert config.dataset.episodes == list(range(training.suite.recorded))
+    assert (config.steps, config.save_freq, config.seed) == (100, 10, 1)
+    assert config.num_workers == training.arm.num_workers
+    assert config.policy.push_to_hub is False
+
+
+def test_arms_of_a_family_have_the_same_sizes_and_inputs(
+    trainings: dict[tuple[str, str], Training],
+) -> None:
+    for suite in SUITES:
+        for family in ("act", "diffusion"):
+            arms = [each for (of, _), each in trainings.items() if of == suite and each.arm.family == family]
+            sizes = arms[0].suite.sizes[family]
+            assert len(arms) > 3
+            for training in arms:
+                assert {name: training.flags[name] for name in sizes} == sizes
+
+
+@pytest.mark.parametrize("sees", ["pixels", "state"])
+@pytest.mark.parametrize("suite", SUITES)
+def test_lerobot_eval_takes_the_environment_of_a_suite_and_gives_what_policies_want(
+    suite: str, sees: str, trainings: dict[tuple[str, str], Training], tmp_path: Path
+) -> None:
+    from lerobot.configs.eval import EvalPipelineConfig
+    from lerobot.envs.utils import env_to_policy_features
+
+    from benchmarks.quality import state_env  # noqa: F401  (registers metaworld_state)
+
+    training = trainings[suite, {"pixels": "act", "state": "act_state"}[sees]]
+    _, *arguments = commands.evaluate(training.experiments(7)[0], tmp_path / "checkpoint", tmp_path / "out")
+    # LeRobot's own wrapper takes these two off before the rest is parsed.
+    rest = [each for each in arguments if not each.startswith("--policy.") and "discover" not in each]
+    config = draccus.parse(EvalPipelineConfig, args=rest)
+
+    assert config.eval.n_episodes == 7 and config.eval.batch_size <= 7
+    assert config.seed == 100000
+    assert config.eval.use_async_envs is False
+    given = env_to_policy_features(config.env)
+    wanted = training.suite.inputs[sees]
+    assert set(wanted) <= set(given)
+    for name, feature in wanted.items():
+        if feature["type"] != "VISUAL":  # PushT declares other sizes of images than it sends
+            assert list(given[name].shape) == feature["shape"]
+
+
+@pytest.mark.parametrize("name", [name for name in known_arms() if load_arm(name).encoder])
+def test_precompute_takes_the_settings_of_an_arm(name: str, tmp_path: Path) -> None:
+    from lerobot_theia.scripts.configs import config_folder
+    from lerobot_theia.scripts.precompute import settings_of
+
+    (training,) = plan("arms=[theia_act]", "seeds=[1]", "minutes=[]", "steps=[100]")
+    arm = load_arm(f'{name}@{tmp_path}/my encoder, "new" = 1')  # a path as bad as they come
+    _, *overrides = commands.precompute(training.suite, "pusht", arm, Work(tmp_path / "a b"), "cpu")
+    with initialize_config_dir(config_folder(), version_base="1.3"):
+        config = compose("precompute", overrides=overrides)
+    found = settings_of(config)
+
+    assert found["encoder"] == arm.encoder
+    assert found["pool"] == arm.token_pool
+    assert found["root"] == str(tmp_path / "a b" / "pusht" / "pusht-260" / "demonstrations")
+    assert config.augment.views == arm.views
+
+
+def test_recorders_are_scripts_of_this_checkout_and_take_the_arguments(tmp_path: Path) -> None:
+    for suite in SUITES:
+        for training in plan(f"suite={suite}", "arms=[act]", "seeds=[1]", "steps=[10]", "minutes=[]"):
+            command = commands.record(training.suite, training.task, Work(tmp_path))
+            assert Path(command[1]).is_file()
+            assert "{" not in " ".join(command)
+            assert training.task in (command[3] if suite == "metaworld" else "pusht")
+
+
+def test_an_arm_with_another_encoder_differs_in_nothing_else() -> None:
+    arm, other = load_arm("theia_act"), load_arm("theia_act@random-tiny")
+    assert dataclasses.replace(other, name=arm.name, what=arm.what, encoder=arm.encoder) == arm
+    assert other.encoder == "random-tiny"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["arms=[theia_atc]"], "no arm 'theia_atc'; there are act, "),
+        (["arms=[act@random-tiny]"], "act has no encoder to exchange"),
+        (["arms=[theia_act@]"], "none is named after @"),
+        (["arms=[]"], "arms=.* is empty"),
+        (["seeds=[1,1]"], "names one twice"),
+        (["seeds=3"], r"no list; write seeds=\[3\]"),
+        (["steps=[]", "minutes=[]"], "how long shall policies train"),
+        (["minutes=[0]"], "larger than 0"),
+        (["demonstrations=[300]"], "demonstrations=300, but suite pusht records suite.recorded=260"),
+        (["episodes=0"], "at least one"),
+        (["+suite.sizes.act.dim_modle=3"], "arm act: act has no --policy.dim_modle in this checkout"),
+        (["arms=[theia_act@a/enc,theia_act@b/enc]"], "would have the same name in results"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_runs(overrides: list[str], message: str) -> None:
+    with pytest.raises((ArmError, SettingsError), match=message):
+        plan(*overrides)
+
+
+# --- names, digests, budgets
+
+
+def test_questions_are_plans() -> None:
+    for path in (CONFIGS / "question").glob("*.yaml"):
+        config = settings(f"question={path.stem}")
+        found = make_plan(config, "cpu")
+        arms, budgets = config["arms"], bool(config["steps"]) + bool(config["minutes"])
+        assert len(found) == len(arms) * len(config["seeds"]) * len(config["demonstrations"]) * budgets
+        names = [each.name for training in found for each in training.experiments(config["episodes"])]
+        assert len(set(names)) == len(names)
+
+
+def test_headline_has_three_seeds_and_at_least_two_hundred_episodes() -> None:
+    config = settings()
+    assert len(config["seeds"]) >= 3 and config["episodes"] >= 200
+    assert config["suite"]["first_seed"] == 100000
+
+
+def test_names_say_what_it_is_and_are_always_the_same() -> None:
+    overrides = ("arms=[theia_act@outputs/my enc]", "seeds=[2]", "demonstrations=[50]", "minutes=[30,120]")
+    first, second = (plan(*overrides)[0].experiments(200) for _ in range(2))
+    assert [each.name for each in first] == [
+        "pusht--pusht--theia_act@my-enc--50demos--seed2--30of120min",
+        "pusht--pusht--theia_act@my-enc--50demos--seed2--120min",
+    ]
+    assert [digest(each.settings) for each in first] == [digest(each.settings) for each in second]
+
+
+def test_other_settings_are_another_experiment_and_evaluation_is_no_setting_of_a_training(
+    tmp_path: Path,
+) -> None:
+    (base,) = plan("arms=[theia_act]", "seeds=[1]", "steps=[100]", "minutes=[]")
+    others = {
+        "episodes": (base, 5),
+        "flag": (plan("arms=[theia_act]", "seeds=[1]", "steps=[100]", "minutes=[]",
+                      "suite.sizes.act.dim_model=64")[0], 200),
+        "device": (dataclasses.replace(base, device="cuda"), 200),
+        "seed": (dataclasses.replace(base, seed=9), 200),
+        "quick": (dataclasses.replace(base, quick=True), 200),
+    }  # fmt: skip
+    digests = {name: digest(each.experiments(n)[0].settings) for name, (each, n) in others.items()}
+    assert len({*digests.values(), digest(base.experiments(200)[0].settings)}) == len(others) + 1
+    assert Work(tmp_path).training(base) == Work(tmp_path).training(others["episodes"][0])
+    assert Work(tmp_path).training(base) != Work(tmp_path).training(others["flag"][0])
+
+
+def test_an_encoder_that_was_trained_again_is_another_one(tmp_path: Path) -> None:
+    def work() -> tuple[str, Path]:
+        (training,) = plan(f"arms=[theia_act@{tmp_path}]", "seeds=[1]", "steps=[100]", "minutes=[]")
+        return digest(training.settings), Work(tmp_path).precompute(training.suite, "pusht", training.arm)
+
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    before = work()
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    assert before[0] != work()[0] and before[1] != work()[1]
+
+
+def test_slug_keeps_an_encoders_name_and_no_folder() -> None:
+    assert slug("theia_act@/home/me/my encoder") == "theia_act@my-encoder"
+    assert slug("theia_act") == "theia_act"
+
+
+@pytest.mark.parametrize(
+    ("amounts", "every"), [([20000], 2000), ([1250, 2500, 5000], 625), ([2, 4], 1), ([7], 1), ([30, 45], 5)]
+)
+def test_checkpoints_meet_all_budgets_and_are_about_ten(amounts: list[int], every: int) -> None:
+    assert stride(amounts) == every
+    assert all(each % every == 0 for each in amounts)
+
+
+def test_budgets_without_a_common_stride_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"steps=\[1000, 20001\] .* take rounder numbers"):
+        stride([1000, 20001])
+
+
+def test_a_time_budget_gets_the_last_checkpoint_made_in_it() -> None:
+    record = Record(steps=30, save_every=10, seconds={10: 50.0, 20: 110.0, 30: 170.0})
+    assert checkpoint_step(record, Budget(kind="minutes", amount=2, of=3)) == 20
+    assert checkpoint_step(record, Budget(kind="minutes", amount=3, of=3)) == 30
+    assert checkpoint_step(record, Budget(kind="steps", amount=10, of=30)) == 10
+    with pytest.raises(SettingsError, match=r"within 0.5 minutes; the first came after 0.83"):
+        checkpoint_step(record, Budget(kind="minutes", amount=0.5, of=3))
+
+
+# --- what is read off a log
+
+
+class Time:
+    """`time.monotonic` as told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    told = Time()
+    monkeypatch.setattr(clock, "time", told)
+    return told
+
+
+def test_clock_starts_with_the_first_step_and_notes_each_checkpoint(time: Time, tmp_path: Path) -> None:
+    record = Record(steps=20, save_every=10)
+    watch = Clock(record, tmp_path / "record.json", before=100.0, limit_s=130.0)
+    assert not watch("importing for a while\n")
+    time.now += 500
+    assert not watch("Training: 0%| | 0/20 [00:00<?]INFO Start offline training on a fixed")
+    assert not watch(" dataset\n")
+    time.now += 20
+    assert not watch(
+        "Training: 9%|█ | 5/20 [..]\rTraining: 50%|█ | 10/20 [..]INFO step:10 loss:0.250 updt_s:1\n"
+    )
+    assert not watch("INFO Checkpoint policy after step 10\n")
+    time.now += 9
+    assert not watch("")
+    time.now += 1
+    assert watch("")
+
+    assert record == Record(steps=20, save_every=10, seconds={10: 120.0}, losses={10: 0.25}, out_of_time=True)
+    saved = Record.load(tmp_path / "record.json")
+    assert saved == dataclasses.replace(record, out_of_time=False)
+    saved.forget_after(9)
+    assert not saved.seconds and not saved.losses
+
+
+def test_rate_leaves_the_beginning_out(time: Time) -> None:
+    rate = Rate(measure_s=10)
+    for step in range(1, 40):
+        time.now += 3 if step == 1 else 1
+        done = rate(f"\rTraining:   1%|▍         | {step}/1000000000 [00:01<1:00, 1.00step/s]\r")
+        if done:
+            break
+    assert done and rate.per_s == pytest.approx(1.0)
+    assert rate.counted[0][1] == 6
+
+
+# --- report
+
+
+def result(results: Results, training: Training, rewards: list[float], *, seconds: float) -> None:
+    """Write what a run would have written, had its episodes had these best rewards."""
+    from benchmarks.quality.evaluations import summary
+
+    (experiment,) = training.experiments(len(rewards))
+    successes = [int(each == 1) for each in rewards]
+    theia = training.arm.encoder is not None
+    results.save(
+        experiment,
+        {
+            "what": training.arm.what,
+            "suite": {"what": training.suite.what, "reward": training.suite.reward},
+            "training": {"steps": 1000, "of_steps": 1000, "seconds": seconds, "loss": 0.25},
+            "encoder": {"name": "enc", "weights_sha256": "ab" * 32, "seconds": 90.0} if theia else None,
+            "evaluation": {
+                **summary(rewards, successes),
+                "seconds": 2.0 * len(rewards),
+                "max_rewards": rewards,
+                "successes": successes,
+            },
+            "machine": {"cpu": "A CPU", "cores": 2, "memory_gb": 8, "gpu": None},
+            "versions": {"lerobot": "0.6.1"},
+            "date": "2026-01-02",
+        },
+    )
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Results:
+    """Two arms after the same time, one with two seeds."""
+    results = Results(tmp_path / "results", "a-machine")
+    arms = ("minutes=[60]", "demonstrations=[100]")
+    for seed, rewards in {1: [1.0] * 6 + [0.8] * 4, 2: [1.0] * 8 + [0.9] * 2}.items():
+        (training,) = plan("arms=[theia_act]", f"seeds=[{seed}]", *arms)
+        result(results, training, rewards, seconds=3600.0)
+    (training,) = plan("arms=[act]", "seeds=[1]", *arms)
+    result(results, training, [0.5] * 10, seconds=3540.0)
+    return results
+
+
+def test_rows_take_seeds_together_and_keep_other_settings_apart(measured: Results) -> None:
+    found = {row["arm"]: row for row in rows(measured.all())}
+    theia = found["theia_act"]
+    assert theia.by_seed == [0.6, 0.8]
+    assert theia.success == 0.7
+    assert theia.summary["success_interval"] == pytest.approx(wilson(14, 20))
+    assert theia.summary["mean_max_reward"] == pytest.approx((6 + 3.2 + 8 + 1.8) / 20)
+    assert theia.minutes == 60 and found["act"].minutes == 59
+
+    (other,) = plan("arms=[theia_act]", "seeds=[3]", "minutes=[60]", "demonstrations=[100]",
+                    "suite.batch_size=8")  # fmt: skip
+    result(measured, other, [0.0] * 10, seconds=60.0)
+    assert len(rows(measured.all())) == 3
+
+
+def test_aims_are_met_missed_or_not_measured(measured: Results) -> None:
+    success, reward, time, steps = aims(rows(measured.all()))
+    assert success.met is True and "70.0%" in success.found
+    assert reward.met is True and "0.950" in reward.found
+    assert time.met is True and "theia_act" in time.found and "against 0.0% (act" in time.found
+    assert steps.met is None and steps.found == "not measured"
+    assert [each.met for each in aims([])] == [None] * 4
+
+    (raw,) = plan("arms=[diffusion]", "seeds=[1]", "minutes=[60]", "demonstrations=[100]")
+    result(measured, raw, [1.0] * 200, seconds=3500.0)
+    assert aims(rows(measured.all()))[2].met is False
+
+
+def test_page_has_rates_intervals_verdicts_pictures_and_what_is_missing(
+    measured: Results, tmp_path: Path
+) -> None:
+    page = tmp_path / "docs" / "quality.md"
+    write({"a-machine": measured.all()}, page)
+    text = page.read_text()
+
+    low, high = wilson(14, 20)
+    assert f"| `theia_act` | pusht | 70.0% [{low:.1%}, {high:.1%}] | 60% 80% | 0.950 [" in text
+    assert "**100 demonstrations, 60 minutes of training**" in text
+    assert "A CPU, 2 cores, 8 GB, no GPU. Measured 2026-01-02 with lerobot 0.6.1." in text
+    assert "met |" in text and "not measured |" in text
+    assert "- pusht, headline: all of it" in text
+    assert "- pusht, demonstrations: 45 of 48 experiments" in text
+    assert "- ALOHA, transfer cube: " in text and "- published Theia weights" in text
+    assert "- metaworld, headline: all of it" in text
+    picture = page.parent / "images" / "quality-a-machine-pusht.png"
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 100_000
+    assert f"(images/{picture.name})" in text
+
+    before = text, picture.read_bytes()
+    write({"a-machine": measured.all()}, page)
+    assert (page.read_text(), picture.read_bytes()) == before
+
+
+def test_page_without_results_says_so(tmp_path: Path) -> None:
+    page = tmp_path / "quality.md"
+    write({}, page)
+    assert "Nothing has been measured yet." in page.read_text()
+
+
+def test_nothing_is_missing_where_all_of_a_question_was_measured(measured: Results) -> None:
+    for training in plan("question=demonstrations"):
+        result(measured, training, [1.0], seconds=3600.0)
+    missing = gaps(measured.all())
+    assert not [line for line in missing if line.startswith("pusht, demonstrations")]
+    assert [line for line in missing if line.startswith("pusht, heads: all of it")]
+
+
+def test_what_no_question_asks_is_said_until_it_was_measured(measured: Results) -> None:
+    before = {each.what for each in beyond(measured.all())}
+    (training,) = plan("arms=[theia_act@theia-tiny-cdiv]", "seeds=[1]", "minutes=[60]")
+    result(measured, training, [1.0], seconds=3600.0)
+    assert before - {each.what for each in beyond(measured.all())} == {"published Theia weights, DINOv2"}
+
+
+def test_status_tells_what_is_left_and_how_long_it_takes(measured: Results) -> None:
+    overrides = ("demonstrations=[100]", "seeds=[1,3]", "minutes=[60]", "episodes=10")
+    text = status(plan("arms=[theia_act]", *overrides), measured, 10)
+    assert "seed1--60min: 1 of 1 done\n" in text
+    assert "seed3--60min: 0 of 1 done, about 1 h 0 min left\n" in text
+    assert text.endswith("left: about 1 h 0 min")
+
+    steps = plan("arms=[act,diffusion]", "demonstrations=[100]", "seeds=[1]", "minutes=[]", "steps=[500]")
+    text = status(steps, measured, 10)
+    # 500 steps at 3.54 s, and 10 episodes at 2 s, are 29 min 50 s.
+    assert "--act--100demos--seed1--500steps: 0 of 1 done, about 30 min left" in text
+    assert "--diffusion--100demos--seed1--500steps: 0 of 1 done, time unknown" in text
+    assert text.endswith("left: about 30 min, and 1 training(s) of whose kind none was measured here")
+
+
+def test_results_are_short_files_without_paths_of_the_machine(measured: Results, tmp_path: Path) -> None:
+    (training,) = plan(f"arms=[theia_act@{tmp_path}/enc]", "seeds=[1]", "minutes=[60]")
+    result(measured, training, [1.0], seconds=3600.0)
+    for path in measured.folder.glob("*.json"):
+        text = path.read_text()
+        assert str(tmp_path) not in text and str(commands.CHECKOUT) not in text
+        assert json.loads(text)["evaluation"]["successes"]
+        assert len(text.splitlines()) < 150
