@@ -27,7 +27,7 @@ from lerobot_theia.encoder.names import (
     UNKNOWN_THEIA_LICENSE,
 )
 from lerobot_theia.encoder.spec import EncoderSpec
-from lerobot_theia.encoder.translator import FeatureSize, Translator
+from lerobot_theia.encoder.translator import FeatureSize, Translator, check_teachers
 
 logger = logging.getLogger(__name__)
 
@@ -202,6 +202,10 @@ def _feature_sizes(path: Path, config: Mapping[str, Any]) -> dict[str, FeatureSi
             f"{path}: the checkpoint has a translator, so target_feature_sizes must map up to "
             f"{_MAX_TEACHERS} teachers to [channels, height, width]; found {_short(sizes)}"
         )
+    try:
+        check_teachers(sizes)
+    except ValueError as error:
+        raise ValueError(f"{path}: target_feature_sizes: {error}") from error
     for teacher, size in sizes.items():
         is_size = isinstance(size, list) and len(size) == 3 and all(type(n) is int for n in size)
         if not teacher or not is_size or not 0 < size[0] <= _MAX_CHANNELS:

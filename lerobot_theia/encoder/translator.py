@@ -81,6 +81,7 @@ class Translator(nn.Module):
 
     def __init__(self, dim: int, feature_sizes: Mapping[str, FeatureSize]):
         super().__init__()
+        check_teachers(feature_sizes)
         self.teachers = tuple(feature_sizes)
         self.translator_heads = nn.ModuleDict(
             {_key(teacher): TranslatorHead(dim, size) for teacher, size in feature_sizes.items()}
@@ -95,6 +96,17 @@ class Translator(nn.Module):
                 f"no translator head for {unknown}; this encoder has heads for {list(self.teachers)}"
             )
         return {teacher: self.translator_heads[_key(teacher)](patches) for teacher in wanted}
+
+
+def check_teachers(teachers: Iterable[str]) -> None:
+    """Raises ValueError for ids that cannot all be names of parameters."""
+    keys: dict[str, str] = {}
+    for teacher in teachers:
+        key = _key(teacher)
+        if not key or hasattr(nn.ModuleDict, key) or key in keys:
+            reason = f"it is {keys[key]!r} inside parameter names" if key in keys else "torch needs that name"
+            raise ValueError(f"a teacher cannot be called {teacher!r}: {reason}")
+        keys[key] = teacher
 
 
 def _key(teacher: str) -> str:

@@ -160,6 +160,11 @@ def test_published_name_reads_only_two_files_and_has_the_published_license(
         ({"target_feature_sizes": {"a": [8, 32, 32]}}, ["target_feature_sizes", "[8, 32, 32]", "64x64"]),
         ({"target_feature_sizes": {"a": [10**15, 16, 16]}}, ["target_feature_sizes", "65536"]),
         ({"target_feature_sizes": {"a": ["8", 16, 16]}}, ["target_feature_sizes", "'8'"]),
+        (
+            {"target_feature_sizes": {"bfloat16": [8, 16, 16]}},
+            ["target_feature_sizes", "'bfloat16'", "torch"],
+        ),
+        ({"target_feature_sizes": {"a.b": [8, 16, 16], "a_b": [8, 16, 16]}}, ["'a_b'", "'a.b'"]),
         ({"target_feature_sizes": {f"t{i}": [8, 16, 16] for i in range(65)}}, ["target_feature_sizes", "64"]),
     ],
 )
