@@ -27,7 +27,7 @@ class Arm:
     sees: str
     """`pixels`, or `state`: the simulator's own."""
     num_workers: int
-    """Of the loader: the number that was fastest on two cores."""
+    """Of the loader. What was fastest on two cores, where that was measured (docs/performance.md); else 1 for frames."""
     encoder: str | None = None
     """Short name, Hub id or folder; None for policies that have no frozen encoder."""
     views: int = 1

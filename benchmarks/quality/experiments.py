@@ -94,8 +94,7 @@ def evaluate(
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """What lerobot-eval finds with the policy after `step` steps, and the names of the videos kept under `videos/`."""
     training, work = experiment.training, runner.work
-    made = checkpoints(work.training(training) / "run")
-    (checkpoint,) = (each for each in made if int(each.name) == step)
+    checkpoint = checkpoint_after(step, experiment, work)
     output, videos = work.evaluation(experiment), work.root / "videos" / experiment.name
     for folder in (output, videos):
         shutil.rmtree(folder, ignore_errors=True)
@@ -105,6 +104,18 @@ def evaluate(
     kept = evaluations.keep_videos(output, videos)
     shutil.rmtree(output)
     return found, kept
+
+
+def checkpoint_after(step: int, experiment: Experiment, work: Work) -> Path:
+    """Raises SettingsError if it was not made, or not kept: only those that were evaluated are."""
+    folder = work.training(experiment.training)
+    for each in checkpoints(folder / "run"):
+        if int(each.name) == step:
+            return each
+    raise SettingsError(
+        f"{experiment.budget} needs the checkpoint after step {step:,}; this training was made for other budgets and did "
+        f"not keep it. To train it again, remove {folder}"
+    )
 
 
 def trained(training: Training, record: Record, step: int) -> dict[str, Any]:

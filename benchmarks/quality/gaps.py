@@ -26,13 +26,13 @@ class Gap:
 BEYOND = (
     Gap("ALOHA, transfer cube", "there is no recorder of its demonstrations here", r"aloha"),
     Gap(
-        "published Theia weights, DINOv2",
-        "they could not be loaded where this was measured; where they can, `arms=[theia_act@theia-tiny-cdiv]`",
+        "Published Theia weights, DINOv2",
+        "their weights are on the Hugging Face Hub; where that is in reach, `arms=[theia_act@theia-tiny-cdiv]`",
         r"@(theia-\w+-cd|.*dino)",
     ),
     Gap(
         "LeRobot's policies from ImageNet weights, which are their default",
-        "the weights could not be loaded where this was measured; where they can, `arms=[act_imagenet]`",
+        "these have to be downloaded; where they were, `arms=[act_imagenet,diffusion_imagenet]`",
         r"_imagenet$",
     ),
 )

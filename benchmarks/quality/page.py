@@ -26,7 +26,8 @@ Questions are files of `benchmarks/quality/configs/question`, arms of `configs/a
 of a comparison have the same demonstrations, policy sizes, seeds and machine, and one runs at a time. Their commands are
 LeRobot's own (`action=commands` prints them). Time is training time from the first step on, loading of batches included.
 One training goes to the largest budget; a smaller one is a checkpoint on its way, so a schedule of the learning rate (of
-diffusion, a cosine) has not ended there. What encoding frames once took is stated beside, not in, the time.
+diffusion, a cosine) has not ended there. How many steps fit into the time is measured before; ⏱ marks trainings that
+became slower, so that the clock ended them early. What encoding frames once took is stated beside, not in, the time.
 
 Success: rate and its 95 % Wilson interval over the episodes of all seeds of training, then the rate of each seed. The
 interval says what another set of starts might give, not another seed. Mean max reward: the mean over episodes of the best
@@ -78,13 +79,19 @@ def section(name: str, results: Sequence[Result], images: Path) -> str:
             "",
             f"### {suite}",
             "",
-            f"{said['what']}. Reward: {said['reward']}.",
+            f"{said['what']}. Reward: {said['reward']}. {disturbance(own)}",
             "",
             f"![Success against steps, time and demonstrations](images/{picture.name})",
             "",
             *itertools.chain.from_iterable(tables(own)),
         ]
     return "\n".join(lines) + "\n"
+
+
+def disturbance(rows: Sequence[Row]) -> str:
+    """How far to trust the times."""
+    busy = [result["training"]["cores_used_by_others"] for row in rows for result in row.results]
+    return f"While one trained, other processes kept {min(busy):.2f} to {max(busy):.2f} cores busy."
 
 
 def tables(rows: Sequence[Row]) -> list[list[str]]:
@@ -135,7 +142,7 @@ def line(row: Row) -> str:
         " ".join(f"{each:.0%}" for each in row.by_seed),
         f"{summary['mean_max_reward']:.3f} [{least:.3f}, {most:.3f}]",
         f"{summary['episodes']}",
-        f"{row.steps:,.0f}",
+        f"{row.steps:,.0f}{' ⏱' if row.cut_off else ''}",
         f"{row.minutes:.1f}",
         "" if row.encoding_minutes is None else f"{row.encoding_minutes:.1f}",
         f"{sum(losses) / len(losses):.3f}" if losses else "",

@@ -53,6 +53,11 @@ class Row:
         return statistics.mean(each["training"]["seconds"] for each in self.results) / 60
 
     @property
+    def cut_off(self) -> bool:
+        """Whether the clock ended one before all the steps that its schedule was for."""
+        return any(each["training"]["out_of_time"] for each in self.results)
+
+    @property
     def steps(self) -> float:
         return statistics.mean(each["training"]["steps"] for each in self.results)
 

@@ -29,9 +29,9 @@ def status(plan: Sequence[Training], results: Results, episodes: int) -> str:
 
 
 def estimate(training: Training, left: Sequence[Experiment], done: Sequence[dict[str, Any]]) -> float | None:
-    """Seconds to train and evaluate, from results in this suite on this machine; None if they say nothing.
+    """Seconds to train and evaluate, from results in this suite on this machine; None if they say nothing of training.
 
-    A training that is under way counts as if it had not begun.
+    A training that is under way counts as if it had not begun. Until an evaluation was timed, evaluating counts as nothing.
     """
     if not left:
         return 0.0
@@ -39,9 +39,9 @@ def estimate(training: Training, left: Sequence[Experiment], done: Sequence[dict
     same = [each for each in suite if each["settings"]["arm"] == training.settings["arm"]]
     per_episode = [each["evaluation"]["seconds"] / each["evaluation"]["episodes"] for each in same or suite]
     per_step = [each["training"]["seconds"] / each["training"]["steps"] for each in same]
-    if not per_episode or (training.kind == "steps" and not per_step):
+    if training.kind == "steps" and not per_step:
         return None
-    evaluating = sum(each.episodes for each in left) * statistics.median(per_episode)
+    evaluating = sum(each.episodes for each in left) * statistics.median(per_episode or [0.0])
     if training.kind == "minutes":
         return 60 * training.most + evaluating
     return training.most * statistics.median(per_step) + evaluating

@@ -24,6 +24,9 @@ SAVES_IN_TIME = 24
 SPARE = 0.97
 """Of the steps that should fit into a time, so that a slightly slower stretch does not cut the last ones off."""
 
+ENOUGH = 0.85
+"""Of its time, a training took so much or more, or that is said."""
+
 
 @dataclass(frozen=True)
 class Runner:
@@ -89,6 +92,13 @@ class Runner:
         record.cores_used_by_others = others_busy(busy, common.busy())
         record.finished = True
         record.save(record_path)
+        took = max(record.seconds.values(), default=0.0)
+        if limit_s is not None and took < ENOUGH * limit_s:
+            print(
+                f"  took {took / 60:.1f} of {training.most:g} minutes: faster than measured before. To fill the time, remove "
+                f"{folder} and {self.work.root / 'rates'} and run this again, with nothing beside it",
+                flush=True,
+            )
         return record
 
     def _from_the_beginning(self, training: Training, output: Path, record: Record) -> list[str]:

@@ -366,7 +366,14 @@ def result(results: Results, training: Training, rewards: list[float], *, second
         {
             "what": training.arm.what,
             "suite": {"what": training.suite.what, "reward": training.suite.reward},
-            "training": {"steps": 1000, "of_steps": 1000, "seconds": seconds, "loss": 0.25},
+            "training": {
+                "steps": 1000,
+                "of_steps": 1000,
+                "seconds": seconds,
+                "loss": 0.25,
+                "out_of_time": training.arm.name == "act",
+                "cores_used_by_others": 0.1 * training.seed,
+            },
             "encoder": {"name": "enc", "weights_sha256": "ab" * 32, "seconds": 90.0} if theia else None,
             "evaluation": {
                 **summary(rewards, successes),
@@ -434,9 +441,11 @@ def test_page_has_rates_intervals_verdicts_pictures_and_what_is_missing(
     assert "**100 demonstrations, 60 minutes of training**" in text
     assert "A CPU, 2 cores, 8 GB, no GPU. Measured 2026-01-02 with lerobot 0.6.1." in text
     assert "met |" in text and "not measured |" in text
+    assert "| 1,000 ⏱ | 59.0 |" in text and "| 1,000 | 60.0 |" in text
+    assert "other processes kept 0.10 to 0.20 cores busy" in text
     assert "- pusht, headline: all of it" in text
     assert "- pusht, demonstrations: 45 of 48 experiments" in text
-    assert "- ALOHA, transfer cube: " in text and "- published Theia weights" in text
+    assert "- ALOHA, transfer cube: " in text and "- Published Theia weights" in text
     assert "- metaworld, headline: all of it" in text
     picture = page.parent / "images" / "quality-a-machine-pusht.png"
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 100_000
@@ -465,7 +474,7 @@ def test_what_no_question_asks_is_said_until_it_was_measured(measured: Results) 
     before = {each.what for each in beyond(measured.all())}
     (training,) = plan("arms=[theia_act@theia-tiny-cdiv]", "seeds=[1]", "minutes=[60]")
     result(measured, training, [1.0], seconds=3600.0)
-    assert before - {each.what for each in beyond(measured.all())} == {"published Theia weights, DINOv2"}
+    assert before - {each.what for each in beyond(measured.all())} == {"Published Theia weights, DINOv2"}
 
 
 def test_status_tells_what_is_left_and_how_long_it_takes(measured: Results) -> None:
@@ -474,6 +483,9 @@ def test_status_tells_what_is_left_and_how_long_it_takes(measured: Results) -> N
     assert "seed1--60min: 1 of 1 done\n" in text
     assert "seed3--60min: 0 of 1 done, about 1 h 0 min left\n" in text
     assert text.endswith("left: about 1 h 0 min")
+
+    fresh = status(plan("suite=metaworld", "arms=[act]", "seeds=[1]", "minutes=[60]"), measured, 10)
+    assert fresh.endswith("left: about 5 h 0 min")
 
     steps = plan("arms=[act,diffusion]", "demonstrations=[100]", "seeds=[1]", "minutes=[]", "steps=[500]")
     text = status(steps, measured, 10)

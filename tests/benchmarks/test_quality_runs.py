@@ -164,6 +164,8 @@ def test_only_evaluated_policies_stay(bench: Bench) -> None:
 
     bench.start("steps=[20,40]", "episodes=4")
     assert bench.take_calls() == ["lerobot-eval"] * 2
+    with pytest.raises(SettingsError, match=r"10of40steps needs the checkpoint after step 10; .* remove /"):
+        bench.start("steps=[10,40]")
 
 
 def test_a_time_budget_is_measured_filled_and_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +195,16 @@ def test_the_clock_ends_a_training_that_became_slower(bench: Bench, monkeypatch:
     assert result["training"]["out_of_time"] is True
     assert result["training"]["steps"] < result["training"]["of_steps"] == 1164
     assert result["training"]["seconds"] <= 1.2
+
+
+def test_a_training_that_became_faster_says_that_it_did_not_fill_its_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.quality.trainings.Runner._rate", lambda *_: 1.0)
+    bench.start("steps=[]", "minutes=[0.1]")
+    assert "of 0.1 minutes: faster than measured before. To fill the time, remove " in capsys.readouterr().out
+    (result,) = bench.results.values()
+    assert result["training"]["out_of_time"] is False and result["training"]["steps"] == 5
 
 
 def test_an_evaluation_of_other_episodes_than_asked_for_is_no_result(bench: Bench) -> None:
@@ -282,7 +294,7 @@ def test_real_commands_interrupted_resumed_and_done(tmp_path: Path) -> None:
     assert first.returncode == 128 + signal.SIGTERM, output
     assert not list(tmp_path.glob("results/*/quality/*.json"))
 
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert "goes on after step " in done.stdout
     results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("results/*/quality/*.json")}
