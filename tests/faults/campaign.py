@@ -239,7 +239,7 @@ def repairs(whole: Whole, work: Path, count: int) -> Campaign:
     def mend(number: int) -> None:
         root = work / f"repair-{number}"
         copy = whole.at(shutil.copytree(whole.root, root))
-        for flip in random_flips(copy, 6, seed=number):
+        for flip in [*random_flips(copy, 6, seed=number)]:  # drawn from the cache while it is whole
             if flip.part != "manifest":
                 flip(copy)
         outcome = children.run(repair, whole.job, copy)

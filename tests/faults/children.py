@@ -33,6 +33,8 @@ CONTEXT.set_forkserver_preload(
     ]
 )
 PATIENCE_S = 120.0
+LOST = 255
+"""What multiprocessing says of a child that was gone before its server could tell how; ours end with 0 or 1."""
 
 Tell = Callable[[Any], None]
 
@@ -51,7 +53,7 @@ class Outcome:
 
     @property
     def killed(self) -> bool:
-        return self.status == -signal.SIGKILL
+        return self.status in (-signal.SIGKILL, LOST)
 
 
 class Child:
