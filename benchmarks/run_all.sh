@@ -24,7 +24,7 @@ case " $* " in
         log=$(mktemp)
         trap 'rm -f "$log"' EXIT
         trap 'kill 0' INT TERM
-        measure loader int8 train_diffusion precompute >"$log" 2>&1 &
+        measure loader int8 train_diffusion precompute probe >"$log" 2>&1 &
         with_pusht=$!
         status=0
         measure gather scale train_act gpu || status=$?
@@ -33,7 +33,8 @@ case " $* " in
         exit "$status"
         ;;
     *)
-        measure gather loader scale int8 precompute train_diffusion train_act gpu
+        measure gather loader scale int8 precompute train_diffusion train_act gpu probe
         "$python" benchmarks/report.py
+        "$python" benchmarks/probe_report.py
         ;;
 esac

@@ -15,6 +15,7 @@ from PIL import Image
 from lerobot_theia.cache import FeatureCache
 from lerobot_theia.cache.plan import format_bytes
 from lerobot_theia.encoder import TheiaEncoder
+from lerobot_theia.encoder.pictures import principal_colours
 
 PICTURED_FRAMES = 8
 TILE = 168
@@ -90,15 +91,9 @@ def draw_tokens(cache: FeatureCache, dataset_root: Path) -> Image.Image:
     indices = np.linspace(0, last, PICTURED_FRAMES).astype(int).tolist()
     frames = torch.stack([dataset[index][cache.cameras[0]] for index in indices])  # (F, 3, H, W) uint8
     tokens = TheiaEncoder.from_pretrained(cache.manifest.encoder_name, translators=False)(frames)  # (F, N, D)
-    side = round(tokens.shape[1] ** 0.5)
-    centred = tokens.flatten(0, 1) - tokens.mean((0, 1))
-    _, _, directions = torch.pca_lowrank(centred, q=3, center=False)
-    colours = centred @ directions  # (F * N, 3)
-    low, high = colours.quantile(0.02, dim=0), colours.quantile(0.98, dim=0)
-    colours = ((colours - low) / (high - low)).clamp(0, 1).view(len(indices), side, side, 3)
     rows = [
         [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames],
-        [Image.fromarray((colour.numpy() * 255).astype(np.uint8)) for colour in colours],
+        [Image.fromarray(colours.numpy()) for colours in principal_colours(tokens)],
     ]
     sheet = Image.new("RGB", (TILE * len(indices), TILE * len(rows)))
     for y, row in enumerate(rows):
