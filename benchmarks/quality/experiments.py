@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks import common
 from benchmarks.quality import commands, evaluations
 from benchmarks.quality.arms import ArmError
+from benchmarks.quality.checkpoints import checkpoint_step, checkpoints
 from benchmarks.quality.clock import Record
 from benchmarks.quality.places import Work
 from benchmarks.quality.plan import make_plan
@@ -18,7 +19,7 @@ from benchmarks.quality.processes import CommandError, InUseError, only_run
 from benchmarks.quality.results import Results
 from benchmarks.quality.settings import Experiment, SettingsError, Training, encoder_name
 from benchmarks.quality.status import status
-from benchmarks.quality.trainings import Runner, checkpoint_step, checkpoints
+from benchmarks.quality.trainings import Runner
 
 ACTIONS = ("run", "status", "commands")
 ERRORS = (ArmError, SettingsError, CommandError, InUseError, evaluations.EvaluationError)

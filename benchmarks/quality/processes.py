@@ -62,10 +62,12 @@ def run(
                 time.sleep(TICK_S)
                 if watch is not None:
                     stopped = watch(printed.read().decode(errors="replace"))
-            if watch is not None and not stopped:
-                watch(printed.read().decode(errors="replace"))
         finally:
-            end(process)
+            try:
+                if watch is not None:  # however this ends: what was printed until now counts
+                    watch(printed.read().decode(errors="replace"))
+            finally:
+                end(process)
     if process.returncode and not stopped:
         raise CommandError(failure(command, log, process.returncode))
     return stopped

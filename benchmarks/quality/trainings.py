@@ -11,19 +11,17 @@ from typing import Any
 
 from benchmarks import common
 from benchmarks.quality import commands
+from benchmarks.quality.checkpoints import checkpoints, last_checkpoint, stride
 from benchmarks.quality.clock import Clock, Rate, Record
 from benchmarks.quality.places import Work
 from benchmarks.quality.processes import run
-from benchmarks.quality.settings import Budget, SettingsError, Training, digest
+from benchmarks.quality.settings import Training, digest
 
 MANY_STEPS = 10**9
-SAVES = 10
-MOST_SAVES = 50
 SAVES_IN_TIME = 24
 """Checkpoints of a training by the clock: the last one before each time is evaluated."""
 SPARE = 0.97
 """Of the steps that should fit into a time, so that a slightly slower stretch does not cut the last ones off."""
-
 ENOUGH = 0.85
 """Of its time, a training took so much or more, or that is said."""
 
@@ -152,56 +150,6 @@ def others_busy(before: Sequence[float], after: Sequence[float]) -> float:
     """Cores that other processes kept busy between two calls of `busy`."""
     clock, all_cores, own = (end - begin for begin, end in zip(before, after, strict=True))
     return max(0.0, (all_cores - own) / clock)
-
-
-def stride(amounts: Sequence[int]) -> int:
-    """Steps between checkpoints: all amounts are multiples of it, and there are about ten of them.
-
-    Raises:
-        SettingsError: if the amounts have no such number in common.
-    """
-    most, common = max(amounts), math.gcd(*amounts)
-    fit = [each for each in range(1, common + 1) if common % each == 0 and most / each <= MOST_SAVES]
-    if not fit:
-        raise SettingsError(
-            f"steps={list(amounts)} are all multiples of {common} only, which is {most // common} checkpoints; take "
-            "rounder numbers"
-        )
-    return min(fit, key=lambda each: abs(most / each - SAVES))
-
-
-def checkpoint_step(record: Record, budget: Budget) -> int:
-    """The checkpoint to evaluate for a budget.
-
-    Raises:
-        SettingsError: if none was made in that time.
-    """
-    if budget.kind == "steps":
-        return int(budget.amount)
-    in_time = [step for step, seconds in record.seconds.items() if seconds <= 60 * budget.amount]
-    if not in_time:
-        raise SettingsError(
-            f"no checkpoint was made within {budget.amount:g} minutes; the first came after "
-            f"{min(record.seconds.values(), default=math.inf) / 60:.2f}. Leave that time out of minutes=[...]"
-        )
-    return max(in_time)
-
-
-def checkpoints(output: Path) -> list[Path]:
-    """Those that are whole, in order: `last` is set when one is written."""
-    last = output / "checkpoints" / "last"
-    if not last.is_dir():
-        return []
-    found = (each for each in last.parent.iterdir() if each.name.isdigit() and each.is_dir())
-    return sorted(each for each in found if int(each.name) <= int(last.resolve().name))
-
-
-def last_checkpoint(output: Path, record: Record | None) -> Path | None:
-    """The last one that is whole and whose training time is known."""
-    known = (
-        [] if record is None else [each for each in checkpoints(output) if int(each.name) in record.seconds]
-    )
-    return known[-1] if known else None
 
 
 def is_dataset(root: Path) -> bool:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from benchmarks.quality import clock, commands
 from benchmarks.quality.aims import aims
 from benchmarks.quality.arms import ArmError, known_arms, load_arm
+from benchmarks.quality.checkpoints import checkpoint_step, stride
 from benchmarks.quality.clock import Clock, Rate, Record
 from benchmarks.quality.gaps import CONFIGS, beyond, gaps
 from benchmarks.quality.intervals import bootstrap_mean, overlap, wilson
@@ -24,7 +25,6 @@ from benchmarks.quality.results import Results
 from benchmarks.quality.rows import rows
 from benchmarks.quality.settings import Budget, SettingsError, Training, digest, slug
 from benchmarks.quality.status import status
-from benchmarks.quality.trainings import checkpoint_step, stride
 
 SUITES = ("pusht", "metaworld")
 

@@ -243,6 +243,27 @@ def test_stopping_a_command_ends_its_children(tmp_path: Path, monkeypatch: pytes
     assert is_gone(int("".join(seen).split()[1]))
 
 
+def test_what_was_printed_counts_however_a_command_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "TICK_S", 0.01)
+    marker = tmp_path / "printed"
+    seen: list[str] = []
+
+    def watch(printed: str) -> bool:
+        seen.append(printed)
+        if len(seen) == 1:
+            while not marker.exists():
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+        return False
+
+    script = f"sleep 0.1; echo checkpoint; touch {marker}; sleep 600"
+    with pytest.raises(KeyboardInterrupt):
+        run(["bash", "-c", script], tmp_path / "log", environment={}, cwd=tmp_path, watch=watch)
+    assert "".join(seen) == "checkpoint\n"
+
+
 def is_gone(pid: int) -> bool:
     """Within a few seconds; a dead process that nobody has waited for is gone, too."""
     for _ in range(300):
