@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 STRENGTHS = tuple(10.0**exponent for exponent in range(-7, 4))
-"""Of the penalty, per row, on features of unit variance."""
+"""Of the penalty, per row, on features of unit variance (those that are not faint)."""
+FAINT = 0.1
+"""Features that vary less than so much of what is typical are not scaled up: a pixel that hardly changed in the rows to fit
+would outweigh all others in a row where it does."""
 HELD_OUT = 0.2
 """Share of the rows, the last ones, on which it is chosen."""
 
@@ -17,7 +20,8 @@ class Ridge:
     def __init__(self, features: Tensor) -> None:
         self.mean = features.mean(0)
         std = features.std(0, correction=0)
-        self.scale = torch.where(std > 0, std, 1.0)  # a feature that never changes weighs nothing
+        typical = std.square().mean().sqrt()
+        self.scale = std.maximum(FAINT * typical) if typical > 0 else torch.ones_like(std)
         self.u, self.s, self.v = torch.linalg.svd(self.standardised(features), full_matrices=False)
 
     def standardised(self, features: Tensor) -> Tensor:

@@ -30,8 +30,9 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 class TestRegression:
     def test_a_linear_map_is_found(self, ridge: ModuleType) -> None:
-        features = randn(FIT + UNSEEN, FEATURES) * torch.logspace(-3, 3, FEATURES) + 5
-        truth = (features / torch.logspace(-3, 3, FEATURES)) @ randn(FEATURES, 2, seed=1) + 7
+        units = torch.logspace(-1, 1, FEATURES, dtype=torch.float64)
+        features = randn(FIT + UNSEEN, FEATURES) * units + 5
+        truth = (features / units) @ randn(FEATURES, 2, seed=1) + 7
         predictions, _ = ridge.regress(features[:FIT], {"pose": truth[:FIT]}, features[FIT:])
         assert ridge.r_squared(truth[FIT:], predictions["pose"]) > 1 - 1e-6
 
@@ -68,11 +69,44 @@ class TestRegression:
         assert strengths["signal"] < strengths["noise"]
         assert ridge.r_squared(truth[FIT:], predictions["signal"]) > 1 - 1e-6
 
+    def test_a_feature_that_wakes_up_in_unseen_rows_does_no_harm(self, ridge: ModuleType) -> None:
+        features = randn(FIT + UNSEEN, FEATURES)
+        features[:FIT, 0] *= 1e-6
+        truth = features[:, 1:] @ randn(FEATURES - 1, 1, seed=1) + 0.1 * randn(FIT + UNSEEN, 1, seed=2)
+        predictions, _ = ridge.regress(features[:FIT], {"pose": truth[:FIT]}, features[FIT:])
+        assert ridge.r_squared(truth[FIT:], predictions["pose"]) > 0.98
+
     def test_r_squared_is_one_zero_and_below(self, ridge: ModuleType) -> None:
         truth = randn(50, 3)
         assert ridge.r_squared(truth, truth) == 1
         assert ridge.r_squared(truth, truth.mean(0).expand_as(truth)) == pytest.approx(0)
         assert ridge.r_squared(truth, -truth) < 0
+
+
+def test_the_page_has_a_table_for_each_suite_and_a_column_for_each_encoder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(CHECKOUT / "benchmarks")
+    import probe_report
+
+    values = {
+        "pusht: block angle, pixels, 14x14": -0.004,
+        "pusht: block angle, mine": 0.75,
+        "metaworld push: goal position, pixels, 14x14": 0.5,
+        "metaworld push: goal position, mine": 1.0,
+    }
+    settings = {"encoders": {"mine": "mine 192-d"}, "pusht": "about PushT", "metaworld push": "about push"}
+    result = {
+        "date": "2026-01-01",
+        "settings": settings,
+        "notes": ["a note"],
+        "arms": {name: {"median": value} for name, value in values.items()},
+    }
+    lines = probe_report.section("machine", result)
+    assert lines.count("| | pixels, 14x14 | mine |") == 2
+    assert "| block angle | 0.00 | 0.75 |" in lines
+    assert "| goal position | 0.50 | 1.00 |" in lines
+    assert {"**pusht**: about PushT.", "**metaworld push**: about push.", "- a note"} <= set(lines)
 
 
 class TestPictures:
