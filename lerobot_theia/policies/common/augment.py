@@ -4,6 +4,7 @@ It acts on standardised feature maps, in which 0 is a camera's mean token and 1 
 the same for tokens from a cache, of whatever type, and for frames encoded in the step.
 """
 
+import math
 from dataclasses import dataclass
 
 import einops
@@ -34,28 +35,30 @@ def augment(maps: Tensor, settings: AugmentSettings) -> Tensor:
 
     What is off draws nothing. Dropping comes last, so that a token that is gone is the mean, without noise.
     """
+    side = maps.shape[-1]
+    tokens = einops.rearrange(maps, "... d h w -> ... (h w) d")  # a view: so they lie in memory
     if settings.grid_shift:
-        maps = shift(maps, settings.grid_shift)
+        tokens = shift(tokens, side, settings.grid_shift)
     if settings.token_noise:
-        maps = torch.add(maps, torch.randn_like(maps), alpha=settings.token_noise)
+        tokens = torch.add(tokens, torch.randn_like(tokens), alpha=settings.token_noise)
     if settings.token_dropout:
-        maps = drop(maps, settings.token_dropout)
-    return maps
-
-
-def shift(maps: Tensor, reach: int) -> Tensor:
-    """Each position takes the token `reach` positions away or less, or the nearest on the edge."""
-    batch, side, steps = len(maps), maps.shape[-1], [1] * (maps.ndim - 4)
-    offsets = torch.randint(-reach, reach + 1, (2, batch, 1), device=maps.device)
-    rows, columns = (torch.arange(side, device=maps.device) + offsets).clamp(0, side - 1)  # (B, side) each
-    taken = rows[:, :, None] * side + columns[:, None, :]
-    tokens = einops.rearrange(maps, "... d h w -> ... (h w) d")  # as they lie in memory
-    tokens = torch.take_along_dim(tokens, taken.view(batch, *steps, side**2, 1), dim=-2)
+        tokens = drop(tokens, settings.token_dropout)
     return einops.rearrange(tokens, "... (h w) d -> ... d h w", h=side)
 
 
-def drop(maps: Tensor, probability: float) -> Tensor:
+def shift(tokens: Tensor, side: int, reach: int) -> Tensor:
+    """Each position of a (side x side) grid takes the token `reach` positions away or less, or the nearest on the edge."""
+    batch, *steps, count, dim = tokens.shape
+    offsets = torch.randint(-reach, reach + 1, (2, batch, 1), device=tokens.device)
+    rows, columns = (torch.arange(side, device=tokens.device) + offsets).clamp(0, side - 1)  # (B, side) each
+    taken = rows[:, :, None] * side + columns[:, None, :]
+    frames = torch.arange(batch * math.prod(steps), device=tokens.device).view(batch, -1, 1)
+    places = frames * count + taken.view(batch, 1, count)  # (B, S, N), among the tokens of all frames
+    return tokens.reshape(-1, dim).index_select(0, places.flatten()).view(tokens.shape)
+
+
+def drop(tokens: Tensor, probability: float) -> Tensor:
     """Zeros in the place of whole tokens."""
-    batch, *between, height, width = maps.shape
-    chances = torch.rand(batch, *[1] * len(between), height, width, device=maps.device)
-    return maps.masked_fill(chances < probability, 0)
+    batch, *steps, count, _ = tokens.shape
+    chances = torch.rand(batch, *[1] * len(steps), count, 1, device=tokens.device)
+    return tokens.masked_fill(chances < probability, 0)
