@@ -60,12 +60,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 class Run:
     """One `lerobot-train` process, or several under `torchrun`, and the losses it tells."""
 
-    def __init__(self, output: Path, name: str, *flags: str, processes: int = 1) -> None:
+    def __init__(self, output: Path, name: str, *flags: str, processes: int = 1, stay_at: int = 0) -> None:
         self.output, self.log = output, output.with_name(f"{output.name}-{name}.log")
         self.told = str(self.log.with_suffix(""))
         launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
         command = [sys.executable, *(launcher if processes > 1 else []), TELLING, *flags]
-        environment = os.environ | ENVIRONMENT | {"TELL": self.told}
+        environment = os.environ | ENVIRONMENT | {"TELL": self.told, "STAY_AT": str(stay_at)}
         with self.log.open("w") as log:
             self.process = psutil.Popen(
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
@@ -124,13 +124,16 @@ def started() -> Iterator[list[Run]]:
             run.kill()
 
 
-def begin(kind: str, place: Workplace, output: Path, name: str, *flags: str, processes: int = 1) -> Run:
+def begin(
+    kind: str, place: Workplace, output: Path, name: str, *flags: str, processes: int = 1, stay_at: int = 0
+) -> Run:
     return Run(
         output, name,
         f"--policy.type={kind}", f"--policy.encoder={place.encoder}", f"--policy.cache_root={place.caches}",
         "--policy.features=cached", "--policy.token_pool=7", "--policy.push_to_hub=false", "--policy.device=cpu",
         *SMALL[kind], *AUGMENTED, f"--dataset.repo_id={REPO_ID}", f"--dataset.root={place.dataset}", f"--batch_size={BATCH_SIZE}",
         "--dataset.eval_split=0.25", f"--steps={STEPS}", "--log_freq=1", "--seed=3", f"--output_dir={output}", *flags, processes=processes,
+        stay_at=stay_at,
     )  # fmt: skip
 
 
@@ -194,7 +197,9 @@ def test_killed_and_resumed_it_takes_the_steps_of_an_uninterrupted_run(
 
     at = random.Random(name).randrange(case.every + 1, STEPS)
     flags = (*case.flags, f"--save_freq={case.every}")
-    killed = begin(case.kind, workplace, tmp_path / "run", "killed", *flags, processes=case.processes)
+    killed = begin(
+        case.kind, workplace, tmp_path / "run", "killed", *flags, processes=case.processes, stay_at=STEPS - 1
+    )
     started.append(killed)
     killed.wait_for(at)
     killed.kill()

@@ -2,10 +2,13 @@
 
 .losses     number and loss of each logged step, the loss in full: LeRobot prints three decimals
 .samples.0  the samples of each batch that process 0 made, and so on
+
+It goes no further than step $STAY_AT, if there is one, and waits there to be killed.
 """
 
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ class TellingRecord(logging.LogRecord):
         super().__init__(name, level, path, line, msg, *args, **kwargs)
         if isinstance(msg, MetricsTracker) and "loss" in msg.metrics:
             tell("losses", f"{msg.steps} {msg.loss.avg.hex()}")
+            if msg.steps == int(os.environ.get("STAY_AT", "0")):
+                time.sleep(3600)
 
 
 class TellingDataset(FeatureDataset):

@@ -318,7 +318,7 @@ def test_one_thread_or_many(sources: Sources, checkpoint: Checkpoint, number: in
         torch.testing.assert_close(checkpoint.act(live), actions, rtol=0, atol=ARITHMETIC)
 
 
-@pytest.mark.parametrize("size", [4, pytest.param(64, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [4, pytest.param(64, marks=[pytest.mark.slow, pytest.mark.exhaustive])])
 def test_one_environment_or_many(sources: Sources, checkpoint: Checkpoint, size: int) -> None:
     others = sum(EPISODES)
     rows = [(ROW + each) % others for each in range(size)]
