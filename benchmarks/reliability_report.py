@@ -77,7 +77,7 @@ def faults(result: dict[str, Any]) -> list[str]:
         "",
         f"The dataset: {settings['dataset']}. The encoder: {settings['encoder']}. The cache: {settings['cache']}.",
         "",
-        "| trial | tried | held | minutes | met |",
+        "| trial | tried | held | minutes | what they met |",
         "|---|--:|--:|--:|---|",
         *[
             f"| {each['what']} | {each['tried']:,} | {verdict(each)} | {each['seconds'] / 60:.1f} | {met(each)} |"

@@ -7,6 +7,7 @@ atheris (`pip install ".[fuzz]"`) and is left out without.
 """
 
 import importlib.util
+import json
 import os
 import random
 import re
@@ -22,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-from common import CHECKOUT, Arm, Outcome, Result, options, save
+from common import CHECKOUT, Arm, Outcome, Result, machine, options, save, slug
 
 from tests.faults import children, trials
 from tests.faults.flips import PARTS, Flip, found_by_opening, found_by_verify, random_flips
@@ -80,6 +81,15 @@ def main() -> None:
         __doc__,
         ("--kills", {"type": int, "help": "at random times (200; quick: 4)"}),
         ("--fuzz-seconds", {"type": int, "help": "per target, guided by coverage (240; quick: 5)"}),
+        (
+            "--only",
+            {
+                "nargs": "+",
+                "default": [],
+                "metavar": "CAMPAIGN",
+                "help": "the others stay as they are in the results",
+            },
+        ),
     )
     quick = chosen.quick
     kills = chosen.kills or (4 if quick else 200)
@@ -89,20 +99,27 @@ def main() -> None:
         work = Path(folder)
         small = Whole(make_job(work / "small", episodes=(4,), cameras=(WRIST,)), work / "small-whole")
         whole = Whole(make_job(work / "job"), work / "whole")
-        campaigns = {
-            "step kills": step_kills(whole, every),
-            "neighbour kills": neighbour_kills(small, every),
-            "power cuts": power_cuts(small, every),
-            "stops": stops(whole, 2 if quick else 30),
-            "disk errors": disk_errors(small, every * 4 if quick else every),
-            "flips": flips(whole, work, 30 if quick else 1000),
-            "repairs": repairs(whole, work, 1 if quick else 20),
-            "structured fuzzing": structured_fuzzing(50 if quick else 5000),
+        arms: dict[str, Arm] = {}
+        runs: dict[str, Callable[[], Campaign]] = {
+            "random kills": lambda: killed_at_random(whole, kills, arms),
+            "step kills": lambda: step_kills(whole, every),
+            "neighbour kills": lambda: neighbour_kills(small, every),
+            "power cuts": lambda: power_cuts(small, every),
+            "stops": lambda: stops(whole, 2 if quick else 30),
+            "disk errors": lambda: disk_errors(small, every * 4 if quick else every),
+            "flips": lambda: flips(whole, work, 30 if quick else 1000),
+            "repairs": lambda: repairs(whole, work, 1 if quick else 20),
+            "structured fuzzing": lambda: structured_fuzzing(50 if quick else 5000),
         }
-        random_kills, arms = killed_at_random(whole, kills)
-        campaigns = {"random kills": random_kills} | campaigns
         if importlib.util.find_spec("atheris"):
-            campaigns["guided fuzzing"] = guided_fuzzing(fuzz_seconds)
+            runs["guided fuzzing"] = lambda: guided_fuzzing(fuzz_seconds)
+        if unknown := set(chosen.only) - runs.keys():
+            raise SystemExit(f"--only: there is no {sorted(unknown)} here; there are {list(runs)}")
+        before = earlier(chosen.out, arms) if chosen.only else {}
+        campaigns = {
+            name: before[name] if name in before and name not in chosen.only else run()
+            for name, run in runs.items()
+        }
     outcomes = [
         Outcome(what=f"{name}: share that held", value=each.held / each.tried, at_least=1.0)
         for name, each in campaigns.items()
@@ -115,7 +132,7 @@ def main() -> None:
             settings={
                 "dataset": "16 frames of two cameras, 16x16, in parquet files",
                 "encoder": "a Theia of one layer, 192 channels",
-                "cache": f"{len(whole.steps)} steps of writing and claiming, {len(whole.complete(whole.root))} shards",
+                "cache": f"{len(whole.steps)} steps of writing and claiming, {len([*whole.manifest.shard_names()])} shards",
                 "campaigns": {name: without_failures(each) for name, each in campaigns.items()},
             },
             arms=arms,
@@ -135,8 +152,20 @@ def without_failures(campaign: Campaign) -> dict:
     return fields
 
 
-def killed_at_random(whole: Whole, count: int) -> tuple[Campaign, dict[str, Arm]]:
-    """And, for the picture, when each kill came and how many shards were complete by then."""
+def earlier(out: Path, arms: dict[str, Arm]) -> dict[str, Campaign]:
+    """The campaigns of a result that is there, but for those with failures; its arms go to `arms`."""
+    path = out / slug(machine()) / "reliability.json"
+    if not path.exists():
+        return {}
+    result = json.loads(path.read_text())
+    for name, arm in result["arms"].items():
+        arms[name] = Arm(what=arm["what"], unit=arm["unit"], values=arm["values"])
+    campaigns = {name: Campaign(**fields) for name, fields in result["settings"]["campaigns"].items()}
+    return {name: each for name, each in campaigns.items() if each.held == each.tried}
+
+
+def killed_at_random(whole: Whole, count: int, arms: dict[str, Arm]) -> Campaign:
+    """`arms` get, for the picture, when each kill came and how many shards were complete by then."""
     delays = trials.random_delays(count, trials.how_long(whole), seed=int.from_bytes(os.urandom(4)))
     hits: list[tuple[float, int]] = []
 
@@ -148,12 +177,11 @@ def killed_at_random(whole: Whole, count: int) -> tuple[Campaign, dict[str, Arm]
     shards = [complete for _, complete in hits]
     campaign.found = {f"{n} shards complete": shards.count(n) for n in sorted(set(shards))}
     when, complete = (list(column) for column in zip(*sorted(hits), strict=True)) if hits else ([0.0], [0])
-    return campaign, {
-        "time of a random kill": Arm(what="after the plan", unit="s", values=when),
-        "shards complete by then": Arm(
-            what="of six", unit="shards", values=[float(each) for each in complete]
-        ),
-    }
+    arms["time of a random kill"] = Arm(what="after the plan", unit="s", values=when)
+    arms["shards complete by then"] = Arm(
+        what="of six", unit="shards", values=[float(each) for each in complete]
+    )
+    return campaign
 
 
 def step_kills(whole: Whole, every: int) -> Campaign:

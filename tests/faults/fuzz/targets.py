@@ -184,7 +184,7 @@ def payload_bytes(header: bytes) -> int:
     """As many as the header's tensors reach, within reason."""
     try:
         ends = [entry["data_offsets"][1] for entry in json.loads(header).values() if "data_offsets" in entry]
-        return min(max(ends, default=0), PAYLOAD_BYTES)
+        return max(0, min(int(max(ends, default=0)), PAYLOAD_BYTES))
     except Exception:
         return 64
 
