@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common import CHECKOUT, RESULTS
+from pages import provenance, pyplot
 
 PAGE = CHECKOUT / "docs" / "reliability.md"
 KILLS, CURVES = "reliability-kills.svg", "reliability-leaks.svg"
@@ -47,15 +48,10 @@ def load(path: Path) -> dict[str, Any] | None:
 
 
 def section(machine: str, reliability: dict[str, Any] | None, endurance: dict[str, Any] | None) -> list[str]:
-    first = reliability or endurance
-    assert first is not None
-    about = first["machine"]
     lines = [
         f"## {machine}",
         "",
-        f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, {about['system']}; {first['date']}; "
-        + ", ".join(f"{package} {version}" for package, version in first["versions"].items())
-        + ".",
+        provenance([result for result in (reliability, endurance) if result]),
         "",
     ]
     if reliability:
@@ -120,17 +116,6 @@ def long_runs(result: dict[str, Any]) -> list[str]:
             f"| {name} | {arm['values'][-1]:,.4g} {arm['unit']} | {value} | {each['at_most']:g} {arm['unit']} |"
         )
     return [*lines, "", f"![Memory, open files and maps over the runs]({CURVES})", ""]
-
-
-def pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "lerobot-theia"  # the same numbers give the same file
-    matplotlib.rcParams["svg.fonttype"] = "none"
-    import matplotlib.pyplot as plt
-
-    return plt
 
 
 def draw_kills(result: dict[str, Any], path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from account import REASONS, account
 from common import CHECKOUT, RESULTS
+from pages import provenance, pyplot
 
 PAGE = CHECKOUT / "docs" / "performance.md"
 PICTURE = "performance.svg"
@@ -61,17 +62,10 @@ def main() -> None:
 
 
 def section(name: str, results: dict[str, dict[str, Any]]) -> str:
-    first = next(iter(results.values()))
-    about, versions = first["machine"], first["versions"]
-    gpu = about["gpu"] or "no GPU"
-    dates = sorted({result["date"] for result in results.values()})
     lines = [
         f"## {name}",
         "",
-        f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, {gpu}. Measured "
-        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))} with "
-        + ", ".join(f"{package} {version}" for package, version in versions.items())
-        + ".",
+        provenance(results.values()),
         "",
         "### Targets",
         "",
@@ -161,13 +155,7 @@ def number(value: float) -> str:
 
 def draw(machines: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
     """Rates on a log scale: one row of panels per machine."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "lerobot-theia"  # the same numbers give the same file
-    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: a tenth of the size
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     panels = {
         "loader": "loader, samples/s", "gather": "gather, GB/s", "precompute": "precompute, frames/s",
         "train_act": "ACT, steps/s", "train_diffusion": "diffusion, steps/s",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import provenance
 from benchmarks.quality.aims import aims
 from benchmarks.quality.gaps import beyond, gaps
 from benchmarks.quality.plots import draw
@@ -52,16 +53,11 @@ def write(machines: dict[str, list[Result]], page: Path) -> None:
 
 def section(name: str, results: Sequence[Result], images: Path) -> str:
     """What was found on one machine."""
-    about, versions = results[0]["machine"], results[0]["versions"]
-    dates = sorted({each["date"] for each in results})
     found = rows(results)
     lines = [
         f"## {name}",
         "",
-        f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, {about['gpu'] or 'no GPU'}. Measured "
-        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))} with "
-        + ", ".join(f"{package} {version}" for package, version in versions.items())
-        + ".",
+        provenance(results),
         "",
         "### Aim",
         "",

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.pages import pyplot
 from benchmarks.quality.rows import Row
 
 Point = tuple[float, Row]
@@ -11,11 +12,7 @@ Point = tuple[float, Row]
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """A PNG of three panels; a panel without results says so."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     most = max(row["demonstrations"] for row in rows)
     full = [row for row in rows if row["demonstrations"] == most]
     panels: list[tuple[str, list[Row], Callable[[Row], float]]] = [

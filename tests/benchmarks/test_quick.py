@@ -81,10 +81,9 @@ def test_result_holds_each_repeat_and_judges_only_what_has_a_target(text: str) -
         assert any(outcome["row"] is not None for outcome in result["outcomes"])
 
 
+@pytest.mark.parametrize("text", TRAINING, indirect=True)
 def test_each_arm_of_training_on_a_gpu_is_split_into_waiting_preprocessing_and_update(text: str) -> None:
     result = json.loads(text)
-    if result["name"] not in ("gpu_act", "gpu_diffusion"):
-        pytest.skip("no training")
     arms, batch = result["arms"], result["settings"]["batch_size"]
     runs = [name for name, arm in arms.items() if arm["unit"] == "samples/s"]
 

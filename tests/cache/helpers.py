@@ -42,7 +42,8 @@ def copy_of(cache: FeatureCache, folder: Path) -> FeatureCache:
 
 
 def shards(cache: Path) -> list[Path]:
-    return sorted(cache.glob("*/*.safetensors"))
+    """Published shards: a file still being written has another name and is a stray."""
+    return sorted(cache.glob("*/[0-9]*.safetensors"))
 
 
 def digests(cache: Path) -> dict[str, str]:

@@ -1,0 +1,28 @@
+"""What the generated pages share: the line that says where numbers come from, and how pictures are drawn."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+
+def provenance(results: Collection[Mapping[str, Any]]) -> str:
+    """Machine, dates and versions of results of one machine, as a sentence or two."""
+    first = next(iter(results))
+    about = first["machine"]
+    dates = sorted({result["date"] for result in results})
+    versions = ", ".join(f"{package} {version}" for package, version in first["versions"].items())
+    return (
+        f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, {about['gpu'] or 'no GPU'}. "
+        f"Measured {' to '.join(dict.fromkeys((dates[0], dates[-1])))} with {versions}."
+    )
+
+
+def pyplot() -> Any:
+    """matplotlib without a screen, whose pictures differ only if the numbers do."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "lerobot-theia"
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: a tenth of the size
+    import matplotlib.pyplot as plt
+
+    return plt
