@@ -4,7 +4,7 @@ Features are those of the policies' default token head without what it learns: t
 spatial softmax of each channel, whose expected position (x, y) in the picture is the channel's two features. Beside them
 stand the pixels themselves, averaged down to 14x14.
 
-python benchmarks/probe.py --encoders random-tiny,outputs/distill/my_encoder
+python benchmarks/probe.py --encoders theia-tiny-sim,outputs/distill/my_encoder
 """
 
 import hashlib
@@ -43,7 +43,7 @@ CAPTION = 14
 def main() -> None:
     chosen = options(
         __doc__,
-        ("--encoders", {"default": "random-tiny", "help": "short names, Hub ids or folders, with commas between"}),
+        ("--encoders", {"default": "theia-tiny-sim,random-tiny", "help": "short names, Hub ids or folders, with commas between"}),
         ("--suites", {"help": f"of {','.join(SUITES)} (all; in quick mode pusht)"}),
         ("--tasks", {"default": "assembly,drawer-open", "help": "Meta-World's (%(default)s)"}),
         ("--frames", {"type": int, "help": "to fit in each suite, and a quarter as many unseen (2000; Meta-World 800)"}),

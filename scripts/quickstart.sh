@@ -5,13 +5,12 @@
 #   scripts/quickstart.sh           at most 20 minutes on two cores
 #   scripts/quickstart.sh --smoke   the same chain with a tenth of the work or less: at most 4 minutes
 #
-# Everything is written under outputs/quickstart/ (outputs/quickstart-smoke/). The default encoder is random-tiny: the
-# architecture with weights from a seed, so that no download is needed. It is UNTRAINED; the success rate shows that the
-# chain works, not what Theia can do.
+# Everything is written under outputs/quickstart/ (outputs/quickstart-smoke/). The encoder is theia-tiny-sim, which comes
+# with the package, so that no download is needed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-encoder="random-tiny" demos=100 steps=3000 rollouts=30 out="outputs/quickstart"
+encoder="theia-tiny-sim" demos=100 steps=3000 rollouts=30 out="outputs/quickstart"
 if [ "${1:-}" = "--smoke" ]; then
     demos=8 steps=150 rollouts=4 out="outputs/quickstart-smoke"
 elif [ $# -gt 0 ]; then

@@ -11,8 +11,9 @@ import httpx
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-from lerobot_theia.encoder.names import HUB_IDS, canonical_name, known_encoders
+from lerobot_theia.encoder.names import HUB_IDS, SHIPPED, canonical_name, known_encoders
 
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
@@ -38,6 +39,10 @@ def locate(name_or_path: str, revision: str | None = None) -> CheckpointFiles:
     name = canonical_name(name_or_path)
     if name in HUB_IDS:
         return _download(name, HUB_IDS[name], revision)
+    if name in SHIPPED:
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} was given with {name}, which comes with the package")
+        return _in_folder(ASSETS / name)
     folder = Path(name_or_path).expanduser()
     if name_or_path and folder.is_dir():  # Path("") is the current folder
         if revision is not None:
@@ -95,6 +100,6 @@ def _download_file(hub_id: str, file: str, revision: str | None) -> Path:
             f"could not get {file} of {hub_id}{at_revision} from the Hugging Face Hub, nor from its "
             f"local cache {HF_HUB_CACHE} ({type(error).__name__}: {reason[:300]}). Without network, "
             f"copy {CONFIG_FILE} and {WEIGHTS_FILE} into a folder and pass that folder in place of the "
-            "name, or bring the cache along (HF_HUB_CACHE). To try things out without trained weights, use "
-            "random-tiny."
+            f"name, or bring the cache along (HF_HUB_CACHE). {SHIPPED[0]} comes with the package and needs no "
+            "network."
         ) from error

@@ -45,18 +45,20 @@ HUB_IDS: dict[str, str] = {
     for size in SIZES
     for teachers in TEACHER_SETS
 }
+SHIPPED: tuple[str, ...] = ("theia-tiny-sim",)
+"""Trained by this project on simulators, and part of the package: `assets/<name>/`."""
 RANDOM_SIZES: dict[str, Size] = {f"random-{name}": size for name, size in SIZES.items()}
 
 
 def known_encoders() -> tuple[str, ...]:
     """Short names of all encoders, published ones first."""
-    return (*HUB_IDS, *RANDOM_SIZES)
+    return (*HUB_IDS, *SHIPPED, *RANDOM_SIZES)
 
 
 def canonical_name(name: str) -> str:
     """The short name behind an underscore spelling or hub id; any other `name` is returned as is."""
     hyphenated = name.replace("_", "-")
-    if hyphenated in HUB_IDS or hyphenated in RANDOM_SIZES:
+    if hyphenated in known_encoders():
         return hyphenated
     short_name_of = {hub_id: short_name for short_name, hub_id in HUB_IDS.items()}
     return short_name_of.get(name, name)
@@ -75,7 +77,7 @@ def license_notice(name: str, license: str) -> str:
 def untrained_warning(name: str) -> str:
     return (
         f"{name} is UNTRAINED: its weights come from a fixed seed. It is there to try out and to test the "
-        "pipeline; for results load a trained encoder, such as theia-tiny-cdiv."
+        f"pipeline; for results load a trained encoder, such as {SHIPPED[0]}, which needs no network, or theia-tiny-cdiv."
     )
 
 

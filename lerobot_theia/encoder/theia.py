@@ -17,6 +17,7 @@ from lerobot_theia.encoder.names import (
     PATCH_SIZE,
     RANDOM_LICENSE,
     RANDOM_SIZES,
+    SHIPPED,
     canonical_name,
     license_notice,
     notice_once,
@@ -82,9 +83,10 @@ class TheiaEncoder(nn.Module):
         else:
             checkpoint = read_checkpoint(locate(name_or_path, revision), translators)
             encoder = cls._with_weights(checkpoint.spec, checkpoint.tensors, checkpoint.feature_sizes)
-        notice_once(
-            license_notice(name, encoder.spec.license) if encoder.spec.trained else untrained_warning(name)
-        )
+        if not encoder.spec.trained:
+            notice_once(untrained_warning(name))
+        elif name not in SHIPPED:  # which are as free as the package
+            notice_once(license_notice(name, encoder.spec.license))
         heads = f", translator heads for {', '.join(encoder.teachers)}" if encoder.teachers else ""
         logger.info("Loaded encoder %s%s", encoder.spec.describe(), heads)
         return encoder.to(device=device, dtype=dtype)

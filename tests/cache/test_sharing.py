@@ -87,7 +87,7 @@ def report_of(child: Child) -> Report:
 
 
 def until(condition: Callable[[], object]) -> None:
-    patience = time.monotonic() + 60
+    patience = time.monotonic() + 200
     while not condition():
         assert time.monotonic() < patience, "it never came to that"
         time.sleep(0.005)

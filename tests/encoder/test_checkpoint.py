@@ -277,7 +277,7 @@ def test_missing_folder_and_revision_of_a_folder(write: Callable[..., str]) -> N
 def test_unknown_name_lists_the_known(name: str) -> None:
     with pytest.raises(ValueError) as error:
         load(name)
-    for known in ("theia-tiny-cdiv", "theia-base-cddsv", "random-tiny", "folder"):
+    for known in ("theia-tiny-cdiv", "theia-base-cddsv", "theia-tiny-sim", "random-tiny", "folder"):
         assert known in str(error.value)
 
 
@@ -300,5 +300,5 @@ def test_offline(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError) as error:
         load(name)
-    for word in ("config.json", names.HUB_IDS.get(name, name), str(tmp_path), "folder", "random-tiny"):
+    for word in ("config.json", names.HUB_IDS.get(name, name), str(tmp_path), "folder", "theia-tiny-sim"):
         assert word in str(error.value)
