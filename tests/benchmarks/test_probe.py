@@ -148,19 +148,19 @@ class TestCommand:
             f"{suite}: {quantity}, {features}"
             for suite, known in (("pusht", quantities), ("pusht-goals", with_goals))
             for quantity in known
-            for features in ("pixels, 14x14", "random-tiny")
+            for features in ("pixels, 14x14", "theia-tiny-sim", "random-tiny")
         }
         assert all(arm["values"][0] <= 1 for arm in result["arms"].values())
         assert "UNTRAINED" in result["settings"]["encoders"]["random-tiny"]
         with Image.open(picture) as image:
-            assert image.size == (6 * 112, 2 * (112 + 14))
+            assert image.size == (6 * 112, 3 * (112 + 14))
             assert len(image.convert("L").getcolors()) > 50
 
     def test_frames_and_features_are_kept_for_the_next_run(self, tmp_path: Path) -> None:
         pytest.importorskip("gym_pusht")
         arms, made = [], []
         for _ in range(2):
-            done = self.probe("--suites=pusht", f"--work={tmp_path}")
+            done = self.probe("--suites=pusht", "--encoders=random-tiny", f"--work={tmp_path}")
             assert done.returncode == 0, done.stderr
             arms.append(json.loads(next(tmp_path.glob("results/*/probe.json")).read_text())["arms"])
             made.append({path: path.stat().st_mtime_ns for path in (tmp_path / "probe").iterdir()})
