@@ -70,3 +70,4 @@ def test_lerobot_finds_the_wheel_and_its_commands_work_outside_a_checkout(tmp_pa
     root = "from lerobot_theia.cache.root import default_cache_root as root; print(root())"
     assert str(site) not in python("-c", root, cwd=tmp_path, path=site)
     assert (site / "lerobot_theia/assets/pusht_expert_actions.npz").is_file()
+    assert (site / "lerobot_theia/assets/theia-tiny-sim/model.safetensors").is_file()
