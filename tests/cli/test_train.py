@@ -155,7 +155,7 @@ def test_auto_with_image_transforms_trains_online_and_says_why(videos, cache_roo
             "does not go with --dataset.image_transforms.enable=true",
         ),
         (["--policy.encoder=theia-huge"], "unknown encoder 'theia-huge'"),
-        (["--policy.encoder=theia-tiny-cdiv"], "random-tiny"),
+        (["--policy.encoder=theia-tiny-cdiv"], "theia-tiny-sim comes with the package"),
     ],
     ids=["no cache", "streaming", "image transforms", "unknown encoder", "encoder not on this machine"],
 )
