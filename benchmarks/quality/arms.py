@@ -34,6 +34,8 @@ class Arm:
     """Augmented views of each frame in the cache."""
     flags: Mapping[str, Any] = field(default_factory=dict)
     """Further `--policy.*`."""
+    optimization: Mapping[str, Any] | None = None
+    """Flags of lerobot-train in the place of the suite's for this family; none are LeRobot's preset."""
 
     def __post_init__(self) -> None:
         if self.sees not in ("pixels", "state"):

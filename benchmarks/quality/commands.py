@@ -73,6 +73,7 @@ def train(
     return [
         str(BIN / "lerobot-train"), f"--policy.type={arm.policy}",
         *(f"--policy.{name}={value(each)}" for name, each in flags.items()),
+        *(f"--{name}={value(each)}" for name, each in training.optimization.items()),
         f"--policy.device={training.device}", "--policy.push_to_hub=false",
         f"--dataset.repo_id={repo_id(suite, task, arm.sees)}", f"--dataset.root={work.dataset(suite, task, arm.sees)}",
         f"--dataset.episodes={value(list(range(training.demonstrations)))}",

@@ -24,11 +24,12 @@ python benchmarks/quality/report.py
 ```
 
 Questions are files of `benchmarks/quality/configs/question`, arms of `configs/arm`, suites of `configs/suite`. All arms
-of a comparison have the same demonstrations, policy sizes, seeds and machine, and one runs at a time. Their commands are
-LeRobot's own (`action=commands` prints them). Time is training time from the first step on, loading of batches included.
-One training goes to the largest budget; a smaller one is a checkpoint on its way, so a schedule of the learning rate (of
-diffusion, a cosine) has not ended there. How many steps fit into the time is measured before; ⏱ marks trainings that
-became slower, so that the clock ended them early. What encoding frames once took is stated beside, not in, the time.
+of a comparison have the same demonstrations, policy sizes, optimizer, seeds and machine, and one runs at a time. Their
+commands are LeRobot's own (`action=commands` prints them). Time is training time from the first step on, loading of
+batches included. The learning rate falls as a cosine to the end of a training. One training goes to the largest budget;
+a smaller one is a checkpoint on its way, where the learning rate has not yet fallen. How many steps fit into the time
+is measured before; ⏱ marks trainings that became slower, so that the clock ended them early. What encoding frames once
+took is stated beside, not in, the time.
 
 Success: rate and its 95 % Wilson interval over the episodes of all seeds of training, then the rate of each seed. The
 interval says what another set of starts might give, not another seed. Mean max reward: the mean over episodes of the best

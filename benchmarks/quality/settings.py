@@ -45,6 +45,8 @@ class Suite:
     batch_size: int
     sizes: Mapping[str, Values]
     """By family (`act`, `diffusion`): `--policy.*` of all its arms."""
+    optimization: Mapping[str, Values]
+    """By family: further flags of lerobot-train; none are LeRobot's preset."""
     raw: Mapping[str, Values]
     """By family: `--policy.*` of arms that train a network on frames."""
 
@@ -99,6 +101,12 @@ class Training:
         return {**suite.sizes[arm.family], **raw, **arm.flags, "input_features": suite.inputs[arm.sees]}
 
     @property
+    def optimization(self) -> Values:
+        """`--optimizer.*`, `--scheduler.*` and the like."""
+        own = self.arm.optimization
+        return self.suite.optimization[self.arm.family] if own is None else own
+
+    @property
     def settings(self) -> dict[str, Any]:
         """All that makes it another training. Paths and versions do not: an encoder's folder counts by its weights."""
         arm, suite = self.arm, self.suite
@@ -107,7 +115,8 @@ class Training:
             "suite": suite.name, "task": self.task, "recorded": suite.recorded,
             "recorder": [Path(script).name, *arguments], "arm": slug(arm.name), "policy": arm.policy,
             "encoder": encoder_name(arm), "encoder_file": arm.encoder_file_sha256,
-            "views": arm.views, "flags": self.flags, "batch_size": suite.batch_size, "num_workers": arm.num_workers,
+            "views": arm.views, "flags": self.flags, "optimization": dict(self.optimization),
+            "batch_size": suite.batch_size, "num_workers": arm.num_workers,
             "demonstrations": self.demonstrations, "seed": self.seed, "device": self.device,
             "budget": {"kind": self.kind, "most": self.most},
         }  # fmt: skip

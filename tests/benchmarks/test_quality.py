@@ -1,6 +1,7 @@
 """The quality benchmark's parts: intervals, arms and their commands, names, budgets, what is read off a log, the report."""
 
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -111,6 +112,9 @@ def test_lerobot_train_takes_the_flags_of_an_arm(
             assert {kind: mode.value for kind, mode in found.items()} == wanted
         else:
             assert (list(found) if isinstance(found, tuple) else found) == wanted, flag
+    for flag, wanted in training.optimization.items():
+        if not flag.endswith(".type"):
+            assert functools.reduce(getattr, flag.split("."), config) == wanted, flag
     assert config.dataset.episodes == list(range(training.suite.recorded))
     assert (config.steps, config.save_freq, config.seed) == (100, 10, 1)
     assert config.num_workers == training.arm.num_workers
@@ -392,12 +396,12 @@ def result(results: Results, training: Training, rewards: list[float], *, second
 def measured(tmp_path: Path) -> Results:
     """Two arms after the same time, one with two seeds."""
     results = Results(tmp_path / "results", "a-machine")
-    arms = ("minutes=[60]", "demonstrations=[100]")
+    arms = ("minutes=[15]", "demonstrations=[100]")
     for seed, rewards in {1: [1.0] * 6 + [0.8] * 4, 2: [1.0] * 8 + [0.9] * 2}.items():
         (training,) = plan("arms=[theia_act]", f"seeds=[{seed}]", *arms)
-        result(results, training, rewards, seconds=3600.0)
+        result(results, training, rewards, seconds=900.0)
     (training,) = plan("arms=[act]", "seeds=[1]", *arms)
-    result(results, training, [0.5] * 10, seconds=3540.0)
+    result(results, training, [0.5] * 10, seconds=885.0)
     return results
 
 
@@ -408,9 +412,9 @@ def test_rows_take_seeds_together_and_keep_other_settings_apart(measured: Result
     assert theia.success == 0.7
     assert theia.summary["success_interval"] == pytest.approx(wilson(14, 20))
     assert theia.summary["mean_max_reward"] == pytest.approx((6 + 3.2 + 8 + 1.8) / 20)
-    assert theia.minutes == 60 and found["act"].minutes == 59
+    assert theia.minutes == 15 and found["act"].minutes == 14.75
 
-    (other,) = plan("arms=[theia_act]", "seeds=[3]", "minutes=[60]", "demonstrations=[100]",
+    (other,) = plan("arms=[theia_act]", "seeds=[3]", "minutes=[15]", "demonstrations=[100]",
                     "suite.batch_size=8")  # fmt: skip
     result(measured, other, [0.0] * 10, seconds=60.0)
     assert len(rows(measured.all())) == 3
@@ -424,8 +428,8 @@ def test_aims_are_met_missed_or_not_measured(measured: Results) -> None:
     assert steps.met is None and steps.found == "not measured"
     assert [each.met for each in aims([])] == [None] * 4
 
-    (raw,) = plan("arms=[diffusion]", "seeds=[1]", "minutes=[60]", "demonstrations=[100]")
-    result(measured, raw, [1.0] * 200, seconds=3500.0)
+    (raw,) = plan("arms=[diffusion]", "seeds=[1]", "minutes=[15]", "demonstrations=[100]")
+    result(measured, raw, [1.0] * 200, seconds=880.0)
     assert aims(rows(measured.all()))[2].met is False
 
 
@@ -438,10 +442,10 @@ def test_page_has_rates_intervals_verdicts_pictures_and_what_is_missing(
 
     low, high = wilson(14, 20)
     assert f"| `theia_act` | pusht | 70.0% [{low:.1%}, {high:.1%}] | 60% 80% | 0.950 [" in text
-    assert "**100 demonstrations, 60 minutes of training**" in text
+    assert "**100 demonstrations, 15 minutes of training**" in text
     assert "A CPU, 2 cores, 8 GB, no GPU. Measured 2026-01-02 with lerobot 0.6.1." in text
     assert "met |" in text and "not measured |" in text
-    assert "| 1,000 ⏱ | 59.0 |" in text and "| 1,000 | 60.0 |" in text
+    assert "| 1,000 ⏱ | 14.8 |" in text and "| 1,000 | 15.0 |" in text
     assert "other processes kept 0.10 to 0.20 cores busy" in text
     assert "- pusht, headline: all of it" in text
     assert "- pusht, demonstrations: 45 of 48 experiments" in text
@@ -464,7 +468,7 @@ def test_page_without_results_says_so(tmp_path: Path) -> None:
 
 def test_nothing_is_missing_where_all_of_a_question_was_measured(measured: Results) -> None:
     for training in plan("question=demonstrations"):
-        result(measured, training, [1.0], seconds=3600.0)
+        result(measured, training, [1.0], seconds=900.0)
     missing = gaps(measured.all())
     assert not [line for line in missing if line.startswith("pusht, demonstrations")]
     assert [line for line in missing if line.startswith("pusht, heads: all of it")]
@@ -472,32 +476,32 @@ def test_nothing_is_missing_where_all_of_a_question_was_measured(measured: Resul
 
 def test_what_no_question_asks_is_said_until_it_was_measured(measured: Results) -> None:
     before = {each.what for each in beyond(measured.all())}
-    (training,) = plan("arms=[theia_act@theia-tiny-cdiv]", "seeds=[1]", "minutes=[60]")
-    result(measured, training, [1.0], seconds=3600.0)
+    (training,) = plan("arms=[theia_act@theia-tiny-cdiv]", "seeds=[1]", "minutes=[15]")
+    result(measured, training, [1.0], seconds=900.0)
     assert before - {each.what for each in beyond(measured.all())} == {"Published Theia weights, DINOv2"}
 
 
 def test_status_tells_what_is_left_and_how_long_it_takes(measured: Results) -> None:
-    overrides = ("demonstrations=[100]", "seeds=[1,3]", "minutes=[60]", "episodes=10")
+    overrides = ("demonstrations=[100]", "seeds=[1,3]", "minutes=[15]", "episodes=10")
     text = status(plan("arms=[theia_act]", *overrides), measured, 10)
-    assert "seed1--60min: 1 of 1 done\n" in text
-    assert "seed3--60min: 0 of 1 done, about 1 h 0 min left\n" in text
-    assert text.endswith("left: about 1 h 0 min")
+    assert "seed1--15min: 1 of 1 done\n" in text
+    assert "seed3--15min: 0 of 1 done, about 15 min left\n" in text
+    assert text.endswith("left: about 15 min")
 
-    fresh = status(plan("suite=metaworld", "arms=[act]", "seeds=[1]", "minutes=[60]"), measured, 10)
-    assert fresh.endswith("left: about 5 h 0 min")
+    fresh = status(plan("suite=metaworld", "arms=[act]", "seeds=[1]", "minutes=[15]"), measured, 10)
+    assert fresh.endswith("left: about 1 h 15 min")
 
     steps = plan("arms=[act,diffusion]", "demonstrations=[100]", "seeds=[1]", "minutes=[]", "steps=[500]")
     text = status(steps, measured, 10)
-    # 500 steps at 3.54 s, and 10 episodes at 2 s, are 29 min 50 s.
-    assert "--act--100demos--seed1--500steps: 0 of 1 done, about 30 min left" in text
+    # 500 steps at 0.885 s, and 10 episodes at 2 s, are 7 min 43 s.
+    assert "--act--100demos--seed1--500steps: 0 of 1 done, about 8 min left" in text
     assert "--diffusion--100demos--seed1--500steps: 0 of 1 done, time unknown" in text
-    assert text.endswith("left: about 30 min, and 1 training(s) of whose kind none was measured here")
+    assert text.endswith("left: about 8 min, and 1 training(s) of whose kind none was measured here")
 
 
 def test_results_are_short_files_without_paths_of_the_machine(measured: Results, tmp_path: Path) -> None:
-    (training,) = plan(f"arms=[theia_act@{tmp_path}/enc]", "seeds=[1]", "minutes=[60]")
-    result(measured, training, [1.0], seconds=3600.0)
+    (training,) = plan(f"arms=[theia_act@{tmp_path}/enc]", "seeds=[1]", "minutes=[15]")
+    result(measured, training, [1.0], seconds=900.0)
     for path in measured.folder.glob("*.json"):
         text = path.read_text()
         assert str(tmp_path) not in text and str(commands.CHECKOUT) not in text
