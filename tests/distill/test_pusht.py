@@ -119,6 +119,24 @@ def test_orientation_is_that_of_block_and_goal_where_they_are() -> None:
         assert torch.allclose(maps[2 * i + 1], math.sin(angle) * mask[i], atol=1e-6)
 
 
+def test_coordinates_of_each_pixel_tell_where_block_goal_and_agent_are() -> None:
+    poses = torch.tensor([[400.0, 100, 256, 200, 0.5, 120, 400, -2.0], [10, 20, 300, 80, 3.0, 256, 256, 0.8]])
+    maps = PushTTeacher(maps=("coordinates",), resolution=32).draw(poses)
+    assert maps.shape == (2, 6, 32, 32)
+    axis = (torch.arange(32) + 0.5) * 16
+    here = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))
+    for state, (bx, by, gx, gy, ax, ay) in zip(poses, maps, strict=True):
+        assert torch.allclose(torch.stack([ax, ay]) + state[:2, None, None], here, atol=1e-3)
+        for x, y, (left, top, angle) in ((bx, by, state[2:5]), (gx, gy, state[5:8])):
+            back = torch.stack(
+                [
+                    left + angle.cos() * x - angle.sin() * y,
+                    top + angle.sin() * x + angle.cos() * y,
+                ]
+            )
+            assert torch.allclose(back, here, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -21,7 +21,8 @@ from lerobot_theia.distill.teachers.interface import fold, unfold
 from lerobot_theia.encoder.translator import FeatureSize
 
 OBJECTS = ("block", "goal", "agent")
-MAPS = ("mask", "distance", "orientation")
+MAPS = {"mask": 3, "distance": 3, "orientation": 4, "coordinates": 6}
+"""How many maps each kind is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,8 @@ class PushTTeacher:
     Args:
         maps: `mask`: how much of a pixel the object covers, one map per object; `distance`: signed distance to
             its border in arena units, negative inside, one map per object; `orientation`: cosine and sine of its angle
-            where it covers a pixel, 0 elsewhere, for block and goal.
+            where it covers a pixel, 0 elsewhere, for block and goal; `coordinates`: where a pixel lies in the frames of block,
+            goal and agent, (x, y) in arena units: each pixel of a picture tells the whole pose.
         resolution: pixels along a side of the maps.
         grid: positions along a side of the features; the pixels of a position become channels.
         distance_limit: farther than this, distance does not grow.
@@ -50,7 +52,7 @@ class PushTTeacher:
         object.__setattr__(self, "maps", tuple(self.maps))
         if not self.maps or (unknown := [name for name in self.maps if name not in MAPS]):
             raise DistillError(
-                f"teacher {self.name!r}: maps {unknown if self.maps else []}; choose from {MAPS}"
+                f"teacher {self.name!r}: maps {unknown if self.maps else []}; choose from {tuple(MAPS)}"
             )
         if self.grid not in (16, 64) or self.resolution % self.grid:
             raise DistillError(
@@ -60,7 +62,7 @@ class PushTTeacher:
 
     @property
     def num_maps(self) -> int:
-        return sum(4 if name == "orientation" else len(OBJECTS) for name in self.maps)
+        return sum(MAPS[name] for name in self.maps)
 
     @property
     def feature_size(self) -> FeatureSize:
@@ -93,9 +95,10 @@ class PushTTeacher:
         pixel = ARENA / self.resolution
         axis = (torch.arange(self.resolution, device=state.device) + 0.5) * pixel
         points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).view(1, -1, 2)
+        in_block, in_goal = to_tee(points, block), to_tee(points, goal)
         distances = [
-            signed_distance(to_tee(points, block)),
-            signed_distance(to_tee(points, goal)),
+            signed_distance(in_block),
+            signed_distance(in_goal),
             disc_distance(points, agent, AGENT_RADIUS),
         ]
         masks = [(0.5 - distance / pixel).clamp(0, 1) for distance in distances]
@@ -105,6 +108,9 @@ class PushTTeacher:
                 maps += masks
             elif name == "distance":
                 maps += [distance.clamp_max(self.distance_limit) for distance in distances]
+            elif name == "coordinates":
+                for frame in (in_block, in_goal, points - agent[:, None]):
+                    maps += frame.unbind(-1)
             else:
                 for angle, mask in ((block[:, 2:], masks[0]), (goal[:, 2:], masks[1])):
                     maps += [angle.cos() * mask, angle.sin() * mask]
@@ -112,7 +118,7 @@ class PushTTeacher:
 
     def picture(self, features: Tensor) -> Tensor | None:
         """The first kind of maps as red (block), green (goal), blue (agent)."""
-        if self.maps[0] == "orientation":
+        if self.maps[0] not in ("mask", "distance"):
             return None
         maps = unfold(features, self.resolution)[:, : len(OBJECTS)]
         if self.maps[0] == "distance":
