@@ -22,14 +22,19 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         ("demonstrations", largest_budget(rows), lambda row: row["demonstrations"]),
     ]  # fmt: skip
     arms = sorted({row["arm"] for row in rows})
-    colours = {arm: plt.get_cmap("tab20")(number % 20) for number, arm in enumerate(arms)}
+    colours = {
+        arm: plt.get_cmap("tab10" if len(arms) <= 10 else "tab20")(number % 20)
+        for number, arm in enumerate(arms)
+    }
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.6), sharey=True)
     for axis, (name, shown, of) in zip(axes, panels, strict=True):
         axis.set_xlabel(name, fontsize=8)
         axis.set_ylim(-0.02, 1.02)
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
-        if not shown:
+        if shown:
+            axis.set_xlim(0, 1.05 * max(map(of, shown)))
+        else:
             axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes, fontsize=8)
         for arm, points in lines(shown, of).items():
             xs, ys, below, above = zip(*points, strict=True)
