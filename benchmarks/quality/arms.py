@@ -35,7 +35,7 @@ class Arm:
     flags: Mapping[str, Any] = field(default_factory=dict)
     """Further `--policy.*`."""
     optimization: Mapping[str, Any] | None = None
-    """Flags of lerobot-train in the place of the suite's for this family; none are LeRobot's preset."""
+    """Flags of lerobot-train in the place of the suite's for this family."""
 
     def __post_init__(self) -> None:
         if self.sees not in ("pixels", "state"):

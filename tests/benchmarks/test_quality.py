@@ -113,8 +113,7 @@ def test_lerobot_train_takes_the_flags_of_an_arm(
         else:
             assert (list(found) if isinstance(found, tuple) else found) == wanted, flag
     for flag, wanted in training.optimization.items():
-        if not flag.endswith(".type"):
-            assert functools.reduce(getattr, flag.split("."), config) == wanted, flag
+        assert functools.reduce(getattr, flag.split("."), config) == wanted, flag
     assert config.dataset.episodes == list(range(training.suite.recorded))
     assert (config.steps, config.save_freq, config.seed) == (100, 10, 1)
     assert config.num_workers == training.arm.num_workers
