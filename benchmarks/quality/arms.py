@@ -9,6 +9,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from lerobot_theia.encoder.locate import ASSETS, WEIGHTS_FILE
+from lerobot_theia.encoder.names import SHIPPED, canonical_name
+
 FOLDER = Path(__file__).with_name("configs") / "arm"
 
 
@@ -54,9 +57,13 @@ class Arm:
 
     @property
     def encoder_file_sha256(self) -> str | None:
-        """Of the weights, where the encoder is a folder: it may be trained again under the same name."""
-        weights = Path(self.encoder or "").expanduser() / "model.safetensors"
-        if self.encoder is None or not weights.is_file():
+        """Of weights in a folder or in this package: they may be trained again under the same name."""
+        if self.encoder is None:
+            return None
+        name = canonical_name(self.encoder)
+        folder = ASSETS / name if name in SHIPPED else Path(self.encoder).expanduser()
+        weights = folder / WEIGHTS_FILE
+        if not weights.is_file():
             return None
         with weights.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -108,7 +108,7 @@ class Training:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that makes it another training. Paths and versions do not: an encoder's folder counts by its weights."""
+        """All that makes it another training. Paths and versions do not; an encoder that lies here counts by its weights."""
         arm, suite = self.arm, self.suite
         script, *arguments = suite.recorder
         return {

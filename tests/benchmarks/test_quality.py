@@ -12,7 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from benchmarks.quality import clock, commands
+from benchmarks.quality import arms, clock, commands
 from benchmarks.quality.aims import aims
 from benchmarks.quality.arms import ArmError, known_arms, load_arm
 from benchmarks.quality.checkpoints import checkpoint_step, stride
@@ -270,6 +270,21 @@ def test_an_encoder_that_was_trained_again_is_another_one(tmp_path: Path) -> Non
     before = work()
     (tmp_path / "model.safetensors").write_bytes(b"two")
     assert before[0] != work()[0] and before[1] != work()[1]
+
+
+def test_so_is_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def digests() -> set[str]:
+        names = ("theia_act@theia-tiny-sim", "theia_act@theia_tiny_sim")
+        trainings = plan(f"arms=[{','.join(names)}]", "seeds=[1]", "steps=[100]", "minutes=[]")
+        return {str(training.arm.encoder_file_sha256) for training in trainings}
+
+    before = digests()
+    folder = tmp_path / "theia-tiny-sim"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"trained again")
+    monkeypatch.setattr(arms, "ASSETS", tmp_path)
+    after = digests()
+    assert len(before) == len(after) == 1 and not before & after and "None" not in before
 
 
 def test_slug_keeps_an_encoders_name_and_no_folder() -> None:
