@@ -1,5 +1,6 @@
 """From settings to a student: corpus, teachers, training, result."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ from lerobot_theia.encoder.weights_hash import weights_sha256
 
 RESULT = "student"
 SHIPPED = "shipped"
+_ABSOLUTE_FOLDERS = re.compile(r"""(?<![\w.:/~])~?/(?:[^/,\s\[\]{}"']+/(?=[^/,\s\[\]{}"']))*""")
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how many images are newly done, and of how many."""
 
@@ -291,5 +293,5 @@ def describe(
 
 
 def command_line() -> list[str]:
-    """What was typed, without the path of the program."""
-    return ["lerobot-theia-distill", *sys.argv[1:]]
+    """What was typed, without the path of the program; absolute paths keep their last part only."""
+    return ["lerobot-theia-distill", *(_ABSOLUTE_FOLDERS.sub("", argument) for argument in sys.argv[1:])]

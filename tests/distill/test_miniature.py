@@ -37,7 +37,8 @@ def test_the_miniature_learns(tmp_path: Path) -> None:
     first, last = found["validation"]["first"], found["validation"]["last"]
     assert last["loss"] < FALLS_BELOW * first["loss"]
     assert found["training"]["steps"] >= 2000
-    assert found["command"][1] == "--config-name=miniature"
+    assert found["command"][1:] == ["--config-name=miniature", "output_dir=run", "cache_root=cache"]
+    assert str(tmp_path) not in json.dumps(found)
     assert TheiaEncoder.from_pretrained(tmp_path / "run/student").teachers == ("simulator/pusht",)
 
 
