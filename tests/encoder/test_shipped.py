@@ -99,6 +99,12 @@ def test_the_command_that_made_it_still_has_its_settings(provenance: dict[str, A
         assert {key: used[key] for key in now} == now
 
 
+def test_its_files_tell_nothing_of_the_machine_that_made_it() -> None:
+    for name in ("provenance.json", "metrics.jsonl", "config.json"):
+        text = (FOLDER / name).read_text()
+        assert not [start for start in ("=/", '"/', "=~", "/home/", "/tmp/") if start in text]
+
+
 def test_its_training_log_falls(provenance: dict[str, Any]) -> None:
     lines = [json.loads(line) for line in (FOLDER / "metrics.jsonl").read_text().splitlines()]
     losses = [line["validation"]["loss"] for line in lines if "validation" in line]
