@@ -12,7 +12,6 @@ from lerobot_theia.cache.pooling import pool_tokens
 from lerobot_theia.cache.storage import StoredTokens, encode_tokens
 from lerobot_theia.cache.views import all_views
 from lerobot_theia.encoder import TheiaEncoder
-from lerobot_theia.encoder.preprocess import preprocess
 from lerobot_theia.encoder.resize import resize
 
 logger = logging.getLogger(__name__)
@@ -83,7 +82,7 @@ class FrameEncoder:
         return Encoded(stored, arrived)
 
     def _stored(self, frames: Tensor) -> StoredTokens:
-        pixels = preprocess(frames.to(self.device, non_blocking=True), self.size, self.encoder.dtype)
+        pixels = self.encoder.preprocess(frames.to(self.device, non_blocking=True))
         tokens = pool_tokens(self.encoder.encode_preprocessed(pixels).float(), self.settings.pool)
         return encode_tokens(tokens, self.settings.dtype)
 

@@ -14,7 +14,8 @@ from lerobot_theia.cache.pooling import pooled_grid
 from lerobot_theia.cache.root import resolve_cache_root
 from lerobot_theia.cache.source import DatasetSource, FileHashes, describe_source, select_cameras
 from lerobot_theia.cache.storage import FLOAT_DTYPES, bytes_per_frame, torch_dtype
-from lerobot_theia.encoder import PREPROCESSING, EncoderSpec
+from lerobot_theia.encoder import EncoderSpec
+from lerobot_theia.encoder.preprocess import preprocessing_of
 
 SHARD_BYTES = 64 * 2**20
 SHARDS_PER_CAMERA = 48
@@ -178,7 +179,7 @@ def make_identity(
             patch_size=encoder.patch_size,
             image_size=encoder.image_size,
         ),
-        preprocessing=dict(PREPROCESSING),
+        preprocessing=preprocessing_of(encoder),
         tokens=TokenIdentity(
             grid=pooled_grid(encoder.grid, pool), pool=pool, dtype=dtype, compute_dtype=compute_dtype
         ),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.encoder.backbone import Backbone
-from lerobot_theia.encoder.names import HEAD_DIM, IMAGE_SIZE, PATCH_SIZE, SIZES
+from lerobot_theia.encoder.names import HEAD_DIM, IMAGE_SIZE, PATCH_SIZE, SIZES, THEIA
 from lerobot_theia.encoder.preprocess import preprocess
 from lerobot_theia.encoder.spec import EncoderSpec
 from lerobot_theia.encoder.theia import TheiaEncoder
@@ -126,6 +126,11 @@ def make_student(
     init = None
     if settings.init is not None:
         init = TheiaEncoder.from_pretrained(settings.init, revision=settings.init_revision)
+        if init.spec.architecture != THEIA:
+            raise DistillError(
+                f"student.init={settings.init!r} is a {init.spec.architecture}; a student is a Theia. Begin with one, or "
+                "from scratch with student.size, and take this one as a teacher"
+            )
     spec = (
         _spec(settings, license) if init is None else replace(init.spec, name=settings.name, license=license)
     )

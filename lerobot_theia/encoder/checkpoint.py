@@ -1,7 +1,8 @@
-"""Reading a Theia checkpoint in its published layout: JSON and safetensors only, checked before it is used.
+"""Reading a checkpoint in its published layout: JSON and safetensors only, checked before it is used.
 
 The published config names no dimensions, so they are read from the tensors' shapes; everything else in it
 that would change what the tensors mean is checked. The architecture then says which tensors there must be.
+DINOv2's config does name them; its layout is transformers' own.
 """
 
 import json
@@ -15,14 +16,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lerobot_theia.encoder.backbone import Backbone
+from lerobot_theia.encoder.backbone import DINOV2_POSITIONS_SIZE, Backbone
 from lerobot_theia.encoder.locate import CheckpointFiles
 from lerobot_theia.encoder.names import (
+    DINOV2,
+    DINOV2_HUB_IDS,
+    DINOV2_IMAGE_SIZE,
+    DINOV2_LICENSE,
+    DINOV2_PATCH_SIZE,
     HEAD_DIM,
-    HUB_IDS,
     IMAGE_SIZE,
     PATCH_SIZE,
     PUBLISHED_LICENSE,
+    THEIA,
+    THEIA_HUB_IDS,
     UNKNOWN_LICENSE,
     UNKNOWN_THEIA_LICENSE,
 )
@@ -44,6 +51,16 @@ _REQUIRED_SETTINGS: dict[str, Any] = {
 _REQUIRED_TRANSLATOR_SETTINGS: dict[str, Any] = {
     "translator_type": "lconv",
     "translator_hidden_size_factor": 1.0,
+}
+_REQUIRED_DINOV2_SETTINGS: dict[str, Any] = {
+    "image_size": DINOV2_POSITIONS_SIZE,
+    "patch_size": DINOV2_PATCH_SIZE,
+    "num_channels": 3,
+    "hidden_act": "gelu",
+    "mlp_ratio": 4,
+    "qkv_bias": True,
+    "layer_norm_eps": 1e-6,
+    "use_swiglu_ffn": False,
 }
 _DTYPES = ("F32", "F16", "BF16")
 _MAX_CONFIG_BYTES = 1 << 20
@@ -73,7 +90,9 @@ class Checkpoint:
 def read_checkpoint(files: CheckpointFiles, translators: bool = True) -> Checkpoint:
     """Read and check a checkpoint; without `translators`, their tensors are checked but not read."""
     config = read_config(files.config)
-    _require(files.config, config, _REQUIRED_SETTINGS)
+    is_dinov2 = _is_dinov2(files.config, config)
+    _require(files.config, config, _REQUIRED_DINOV2_SETTINGS if is_dinov2 else _REQUIRED_SETTINGS)
+    prefix = BACKBONE if is_dinov2 else ""  # before the names in the file
     try:
         with safe_open(files.weights, framework="pt") as file:
             found: Shapes = {}
@@ -84,15 +103,15 @@ def read_checkpoint(files: CheckpointFiles, translators: bool = True) -> Checkpo
                         f"{files.weights}: tensor {name} is {tensor.get_dtype()}; "
                         f"weights must be one of {', '.join(_DTYPES)}"
                     )
-                found[name] = tuple(tensor.get_shape())
-            spec = _infer_spec(files, config, found)
+                found[prefix + name] = tuple(tensor.get_shape())
+            spec = _dinov2_spec(files, config) if is_dinov2 else _infer_spec(files, config, found)
             feature_sizes: dict[str, FeatureSize] = {}
             if any(name.startswith(TRANSLATOR) for name in found):
                 _require(files.config, config, _REQUIRED_TRANSLATOR_SETTINGS)
                 feature_sizes = _feature_sizes(files.config, config)
             _compare(files.weights, expected_shapes(spec, feature_sizes), found)
             wanted = [name for name in found if translators or name.startswith(BACKBONE)]
-            tensors = {name: _read(file, files.weights, name) for name in wanted}
+            tensors = {name: _read(file, files.weights, name.removeprefix(prefix)) for name in wanted}
     except SafetensorError as error:
         raise ValueError(
             f"{files.weights} is no readable safetensors file ({error}); copy or download it again"
@@ -185,9 +204,44 @@ def _infer_spec(files: CheckpointFiles, config: Mapping[str, Any], found: Shapes
     )
 
 
+def _is_dinov2(path: Path, config: Mapping[str, Any]) -> bool:
+    """Published Theia configs have no model_type."""
+    kind = config.get("model_type")
+    if kind not in (None, "", THEIA, DINOV2):
+        raise ValueError(
+            f"{path}: model_type is {_short(kind)}; encoders can be Theia, whose configs have none, or {DINOV2}"
+        )
+    return bool(kind == DINOV2)
+
+
+def _dinov2_spec(files: CheckpointFiles, config: Mapping[str, Any]) -> EncoderSpec:
+    def size(name: str, limit: int) -> int:
+        value = config.get(name)
+        if type(value) is not int or not 0 < value <= limit:
+            raise ValueError(f"{files.config}: {name} is {_short(value)}, expected 1 to {limit}")
+        return value
+
+    hidden_size = size("hidden_size", _MAX_CHANNELS)
+    return EncoderSpec(
+        name=files.name,
+        weights_sha256="",
+        hidden_size=hidden_size,
+        num_layers=size("num_hidden_layers", _MAX_LAYERS),
+        num_heads=size("num_attention_heads", _MAX_CHANNELS),
+        intermediate_size=4 * hidden_size,
+        image_size=DINOV2_IMAGE_SIZE,
+        patch_size=DINOV2_PATCH_SIZE,
+        license=_license(files.name, config),
+        trained=True,
+        architecture=DINOV2,
+    )
+
+
 def _license(name: str, config: Mapping[str, Any]) -> str:
-    if name in HUB_IDS:
+    if name in THEIA_HUB_IDS:
         return PUBLISHED_LICENSE
+    if name in DINOV2_HUB_IDS:
+        return DINOV2_LICENSE
     stated = config.get("license")
     if isinstance(stated, str) and stated.strip():
         return " ".join(stated.split())[:200]

@@ -7,6 +7,7 @@ logger = logging.getLogger(__name__)
 
 PUBLISHED_LICENSE = "The AI Institute License, non-commercial research only"
 RANDOM_LICENSE = "Apache-2.0 (made by this project from a fixed seed)"
+DINOV2_LICENSE = "Apache-2.0 (DINOv2, by Meta)"
 UNKNOWN_LICENSE = "unknown; the licence of these weights is yours to check"
 UNKNOWN_THEIA_LICENSE = (
     f"unknown; laid out like the published Theia weights, which are under {PUBLISHED_LICENSE}"
@@ -15,6 +16,11 @@ UNKNOWN_THEIA_LICENSE = (
 IMAGE_SIZE = 224
 PATCH_SIZE = 16
 HEAD_DIM = 64
+
+THEIA, DINOV2 = ARCHITECTURES = ("theia", "dinov2")
+DINOV2_IMAGE_SIZE = 196
+"""Pixels along a side: with DINOv2's patches of 14 pixels the grid is 14x14, as Theia's, so heads and pools are the same."""
+DINOV2_PATCH_SIZE = 14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +46,15 @@ SIZES: dict[str, Size] = {
 # SAM (cddsv).
 TEACHER_SETS: tuple[str, ...] = ("cdiv", "cddsv")
 
-HUB_IDS: dict[str, str] = {
+THEIA_HUB_IDS: dict[str, str] = {
     f"theia-{size}-{teachers}": f"theaiinstitute/theia-{size}-patch16-224-{teachers}"
     for size in SIZES
     for teachers in TEACHER_SETS
 }
+DINOV2_HUB_IDS: dict[str, str] = {
+    f"dinov2-{size}": f"facebook/dinov2-{size}" for size in ("small", "base", "large")
+}
+HUB_IDS: dict[str, str] = THEIA_HUB_IDS | DINOV2_HUB_IDS
 SHIPPED: tuple[str, ...] = ("theia-tiny-sim",)
 """Trained by this project on simulators, and part of the package: `assets/<name>/`."""
 RANDOM_SIZES: dict[str, Size] = {f"random-{name}": size for name, size in SIZES.items()}

@@ -2,28 +2,61 @@
 
 Datasets hand over uint8, or uint8 scaled to float in [0, 1]; simulators float in [0, 1]; all at their own
 resolution. Everything goes back to uint8 first, so that one frame gives the same tokens in every dress, bit
-for bit. Then, as Theia was trained: squash to a square (no crop), scale to [0, 1], mean and std 0.5.
+for bit. Then squash to a square (no crop), scale to [0, 1], and normalise as the encoder was trained: Theia with mean and
+std 0.5.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lerobot_theia.encoder.names import IMAGE_SIZE
+from lerobot_theia.encoder.names import DINOV2, IMAGE_SIZE, THEIA
 from lerobot_theia.encoder.resize import resize
+from lerobot_theia.encoder.spec import EncoderSpec
 
-MEAN = 0.5
-STD = 0.5
+
+@dataclass(frozen=True)
+class Normalization:
+    """Mean and standard deviation of pixels in [0, 1]: one for all channels, or one for each."""
+
+    mean: float | tuple[float, float, float]
+    std: float | tuple[float, float, float]
+
+    def apply_(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in place. Numbers go to a GPU with the kernels: nothing waits for a copy."""
+        if isinstance(self.mean, float) and isinstance(self.std, float):
+            return pixels.sub_(self.mean).div_(self.std)
+        assert isinstance(self.mean, tuple) and isinstance(self.std, tuple)
+        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+            pixels[:, channel].sub_(mean).div_(std)
+        return pixels
+
+
+NORMALIZATIONS = {
+    THEIA: Normalization(0.5, 0.5),
+    DINOV2: Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's
+}
 
 # Part of a cache's identity: raise the version whenever the same frame would give other pixels.
 PREPROCESSING: dict[str, Any] = {
     "version": 1,
     "size": IMAGE_SIZE,
     "resize": "bilinear, antialiased, squashed",
-    "mean": MEAN,
-    "std": STD,
+    "mean": NORMALIZATIONS[THEIA].mean,
+    "std": NORMALIZATIONS[THEIA].std,
 }
+
+
+def preprocessing_of(spec: EncoderSpec) -> dict[str, Any]:
+    """`PREPROCESSING` of an encoder of any architecture, as JSON values."""
+    normalization = NORMALIZATIONS[spec.architecture]
+    own = {"size": spec.image_size, "mean": normalization.mean, "std": normalization.std}
+    return PREPROCESSING | {
+        name: list(value) if isinstance(value, tuple) else value for name, value in own.items()
+    }
+
 
 # bfloat16 is missing on purpose: with 8 bits of mantissa it cannot tell 256 grey levels apart.
 _FLOAT_DTYPES = (torch.float16, torch.float32, torch.float64)
@@ -75,11 +108,16 @@ def _grey_levels(images: Tensor) -> Tensor:
     return grey_levels
 
 
-def preprocess(images: Tensor, size: int = IMAGE_SIZE, dtype: torch.dtype = torch.float32) -> Tensor:
+def preprocess(
+    images: Tensor,
+    size: int = IMAGE_SIZE,
+    dtype: torch.dtype = torch.float32,
+    normalization: Normalization = NORMALIZATIONS[THEIA],
+) -> Tensor:
     """Frames, see `to_uint8`, to the ViT's input (B, 3, size, size), on the frames' own device.
 
     The result is contiguous whatever the layout of the input, so that the same arithmetic follows.
     """
     pixels = resize(to_uint8(images), size)
     pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-    return pixels.div_(255).sub_(MEAN).div_(STD).to(dtype)
+    return normalization.apply_(pixels.div_(255)).to(dtype)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from lerobot_theia.encoder.names import ARCHITECTURES, THEIA
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
@@ -21,6 +23,7 @@ class EncoderSpec:
         patch_size: Height and width of a patch, in pixels.
         license: Licence of the weights, in words.
         trained: False for weights made from a seed.
+        architecture: `theia`, or `dinov2`, whose blocks, preprocessing and names of weights are its own.
     """
 
     name: str
@@ -33,9 +36,15 @@ class EncoderSpec:
     patch_size: int
     license: str
     trained: bool
-    """False for weights made from a seed."""  # Without it draccus takes the code below for this flag's help.
+    architecture: str = THEIA
+    """`theia` or `dinov2`."""  # Without it draccus takes the code below for this flag's help.
 
     def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"EncoderSpec of {self.name!r}: architecture is {self.architecture!r}, must be one of "
+                f"{', '.join(ARCHITECTURES)}"
+            )
         sizes = ("hidden_size", "num_layers", "num_heads", "intermediate_size", "image_size", "patch_size")
         for field in sizes:
             if getattr(self, field) <= 0:

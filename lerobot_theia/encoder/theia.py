@@ -24,7 +24,7 @@ from lerobot_theia.encoder.names import (
     untrained_warning,
 )
 from lerobot_theia.encoder.precision import tf32
-from lerobot_theia.encoder.preprocess import preprocess, to_uint8
+from lerobot_theia.encoder.preprocess import NORMALIZATIONS, preprocess, to_uint8
 from lerobot_theia.encoder.random_weights import random_weights
 from lerobot_theia.encoder.spec import EncoderSpec
 from lerobot_theia.encoder.translator import FeatureSize, Translator
@@ -167,18 +167,22 @@ class TheiaEncoder(nn.Module):
         _check_reduction(reduce)
         # A frame travels as uint8, a quarter of its size in float; its resize has the same result anywhere.
         frames = to_uint8(images).to(self.device)
-        return self.encode_preprocessed(preprocess(frames, self.spec.image_size), reduce)
+        return self.encode_preprocessed(self.preprocess(frames), reduce)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Frames, see `preprocess.to_uint8`, on their own device, to what `encode_preprocessed` takes."""
+        return preprocess(images, self.spec.image_size, self.dtype, NORMALIZATIONS[self.spec.architecture])
 
     @torch.no_grad()
     def encode_preprocessed(self, pixels: Tensor, reduce: str | None = None) -> Tensor:
-        """As `forward`, from what `preprocess.preprocess` returned: (B, 3, image_size, image_size)."""
+        """As `forward`, from what `preprocess` returned: (B, 3, image_size, image_size)."""
         _check_reduction(reduce)
         expected = (3, self.spec.image_size, self.spec.image_size)
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != expected or not pixels.is_floating_point():
             raise ValueError(
                 f"preprocessed images must be float of shape (B, {', '.join(map(str, expected))}), got "
                 f"{pixels.dtype} of shape {tuple(pixels.shape)}; pass frames to the encoder itself, or "
-                "through preprocess() first"
+                "through its preprocess() first"
             )
         with torch.autocast(self.device.type, enabled=False), tf32(self.device):
             tokens = self.backbone(pixels.to(self.device, self.dtype))

@@ -209,7 +209,7 @@ def test_impossible_specs(random_tiny: TheiaEncoder, changes: dict[str, int], wo
 
 
 def test_names() -> None:
-    assert len(names.known_encoders()) == 10
+    assert len(names.known_encoders()) == 13
     assert names.canonical_name("theia_base_cddsv") == "theia-base-cddsv"
     assert names.canonical_name("theaiinstitute/theia-small-patch16-224-cdiv") == "theia-small-cdiv"
     assert names.canonical_name("my_own/encoder_x") == "my_own/encoder_x"

@@ -13,7 +13,6 @@ from lerobot_theia.cache.storage import decode_tokens
 from lerobot_theia.data.keys import frame_key, scale_key, tokens_key
 from lerobot_theia.data.residency import LoadedTokens
 from lerobot_theia.encoder import TheiaEncoder
-from lerobot_theia.encoder.preprocess import preprocess
 
 SMALLEST_RELATIVE_STD = 2**-8
 """Rounding of bfloat16, the coarsest float storage: a channel that varies less than that (a dark camera, a constant
@@ -113,8 +112,7 @@ class FrozenFeatures(nn.Module):
         if not frames:
             return {}
         device = self.mean.device
-        size = self.encoder.spec.image_size
-        pixels = [preprocess(images.to(device).flatten(0, -4), size) for images in frames.values()]
+        pixels = [self.encoder.preprocess(images.to(device).flatten(0, -4)) for images in frames.values()]
         tokens = pool_tokens(self.encoder.encode_preprocessed(torch.cat(pixels)).float(), self.pool)
         parts = tokens.split([len(part) for part in pixels])
         return {
