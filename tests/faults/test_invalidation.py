@@ -21,12 +21,14 @@ import torch
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from lerobot_theia.cache import CacheError, CacheMismatchError, FeatureCache, plan
+from lerobot_theia.cache import CacheError, CacheMismatchError, FeatureCache
 from lerobot_theia.cache.augment import Augment
 from lerobot_theia.cache.catalog import CacheRequest, find_cache
 from lerobot_theia.cache.manifest import FORMAT_VERSION, checksum, spelt
 from lerobot_theia.cache.precompute import Report, precompute
-from lerobot_theia.encoder import TheiaEncoder
+from lerobot_theia.encoder import TheiaEncoder, preprocess
+from lerobot_theia.encoder.names import THEIA
+from lerobot_theia.encoder.preprocess import Normalization
 from tests.datasets import REPO_ID, TASKS, make_dataset, random_value, texture
 from tests.encoder.published_layout import translator_shapes
 from tests.faults.workshop import CAMERAS, EPISODES, TOP, WRIST, Job, make_encoder, state
@@ -296,14 +298,15 @@ def _(world: World) -> None:
 
 @row("a constant of the preprocessing")
 def _(world: World) -> None:
-    world.monkeypatch.setitem(plan.PREPROCESSING, "mean", 0.45)
+    changed = {THEIA: Normalization(0.45, 0.5)}
+    world.monkeypatch.setattr(preprocess, "NORMALIZATIONS", preprocess.NORMALIZATIONS | changed)
     world.refused("preprocessing.mean")
     world.made_anew(copied=0, encoded=2 * FRAMES)
 
 
 @row("the version of the preprocessing")
 def _(world: World) -> None:
-    world.monkeypatch.setitem(plan.PREPROCESSING, "version", 2)
+    world.monkeypatch.setitem(preprocess.PREPROCESSING, "version", 2)
     world.refused("preprocessing.version")
     world.made_anew(copied=0, encoded=2 * FRAMES)
 

@@ -11,7 +11,7 @@ from lerobot.processor import DataProcessorPipeline
 from lerobot.scripts.lerobot_eval import rollout
 from lerobot.utils.constants import ACTION, OBS_IMAGES
 
-from lerobot_theia.policies.common import features
+from lerobot_theia.encoder import TheiaEncoder
 from tests.policies.conftest import (
     POLICIES,
     TWO_CAMERAS,
@@ -75,11 +75,11 @@ def test_diffusion_encodes_in_one_call_what_a_plan_has_not_seen(n_action_steps, 
 @pytest.mark.parametrize("kind", POLICIES)
 def test_frames_that_no_action_is_planned_from_are_not_even_resized(kind, monkeypatch):
     resized = []
-    preprocess = features.preprocess
+    preprocess = TheiaEncoder.preprocess
     monkeypatch.setattr(
-        features,
+        TheiaEncoder,
         "preprocess",
-        lambda images, *rest: resized.append(images.shape) or preprocess(images, *rest),
+        lambda self, images: resized.append(images.shape) or preprocess(self, images),
     )
     policy = make_policy(kind, n_action_steps=4)
     policy.reset()
