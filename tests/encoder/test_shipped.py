@@ -3,6 +3,7 @@
 import json
 import logging
 import socket
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ from lerobot_theia.encoder.names import SHIPPED
 from lerobot_theia.scripts.configs import config_folder
 
 FOLDER = Path(lerobot_theia.__file__).parent / "assets" / "theia-tiny-sim"
+PARTS = {
+    "theia_tiny_sim": FOLDER / "earlier" / "theia_tiny_sim",
+    "theia_tiny_sim_continued": FOLDER / "earlier" / "theia_tiny_sim_continued",
+    "theia_tiny_sim_full_size": FOLDER,
+}
+"""Of its making, in order: recipe, and the folder of its provenance and log."""
 
 
 @pytest.fixture(scope="module")
@@ -75,38 +82,60 @@ def test_it_is_small_and_free_to_use(encoder: TheiaEncoder, provenance: dict[str
     assert all(part["commercial_use"] == "allowed" for part in parts)
 
 
+@pytest.fixture(scope="module")
+def parts() -> list[dict[str, Any]]:
+    return [json.loads((folder / "provenance.json").read_text()) for folder in PARTS.values()]
+
+
 def test_its_provenance_is_of_these_weights(encoder: TheiaEncoder, provenance: dict[str, Any]) -> None:
     assert SHIPPED == ("theia-tiny-sim",)
     assert provenance["name"] == encoder.spec.name
     assert provenance["weights_sha256"] == encoder.spec.weights_sha256
-    assert len(provenance["code"]["commit"]) == 40 and not provenance["code"]["uncommitted_changes"]
 
 
-def test_it_saw_three_simulators_and_no_evaluation_seed(provenance: dict[str, Any]) -> None:
-    sources = {source["name"]: source for source in provenance["corpus"]["sources"]}
-    assert sources.keys() == {"pusht", "metaworld", "aloha"}
-    assert len(sources["metaworld"]["origin"]["tasks"]) >= 20
-    assert provenance["corpus"]["evaluation_seeds"] == "100000 and up; no source used one"
+def test_it_was_made_from_nothing_one_part_after_the_other(parts: list[dict[str, Any]]) -> None:
+    assert parts[0]["student"]["init"] is None
+    for before, part in pairwise(parts):
+        assert part["student"]["init_weights_sha256"] == before["weights_sha256"]
+    for part in parts:
+        assert len(part["code"]["commit"]) == 40 and not part["code"]["uncommitted_changes"]
 
 
-def test_the_command_that_made_it_still_has_its_settings(provenance: dict[str, Any]) -> None:
-    assert provenance["command"][:2] == ["lerobot-theia-distill", "--config-name=theia_tiny_sim"]
+def test_it_saw_three_simulators_and_no_evaluation_seed(parts: list[dict[str, Any]]) -> None:
+    for part in parts:
+        sources = {source["name"]: source for source in part["corpus"]["sources"]}
+        assert sources.keys() == {"pusht", "metaworld", "aloha"}
+        assert len(sources["metaworld"]["origin"]["tasks"]) >= 20
+        assert part["corpus"]["evaluation_seeds"] == "100000 and up; no source used one"
+
+
+@pytest.mark.parametrize(("recipe", "folder"), PARTS.items())
+def test_the_command_that_made_it_still_has_its_settings(recipe: str, folder: Path) -> None:
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["command"][:2] == ["lerobot-theia-distill", f"--config-name={recipe}"]
     with hydra.initialize_config_dir(str(Path(config_folder(), "distill")), version_base="1.3"):
-        composed = hydra.compose("theia_tiny_sim", ["output_dir=anywhere"])
+        composed = hydra.compose(recipe, ["output_dir=anywhere"])
     config = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(config, dict)
     for part in ("student", "training", "teachers"):
         used, now = provenance["settings"][part], config[part]
         assert {key: used[key] for key in now} == now
 
 
 def test_its_files_tell_nothing_of_the_machine_that_made_it() -> None:
-    for name in ("provenance.json", "metrics.jsonl", "config.json"):
-        text = (FOLDER / name).read_text()
+    files = [file for file in FOLDER.rglob("*") if file.suffix in (".json", ".jsonl")]
+    assert len(files) == 7
+    for file in files:
+        text = file.read_text()
         assert not [start for start in ("=/", '"/', "=~", "/home/", "/tmp/") if start in text]
 
 
-def test_its_training_log_falls(provenance: dict[str, Any]) -> None:
-    lines = [json.loads(line) for line in (FOLDER / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["validation"]["loss"] for line in lines if "validation" in line]
-    assert losses[0] == provenance["validation"]["first"]["loss"]
-    assert losses[-1] == provenance["validation"]["last"]["loss"] < 0.5 * losses[0]
+def test_its_training_logs_fall() -> None:
+    ends = []
+    for folder in PARTS.values():
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses = [line["validation"]["loss"] for line in lines if "validation" in line]
+        validation = json.loads((folder / "provenance.json").read_text())["validation"]
+        assert losses[0] == validation["first"]["loss"] > losses[-1] == validation["last"]["loss"]
+        ends.append(losses[-1])
+    assert ends == sorted(ends, reverse=True) and ends[0] < 0.1
