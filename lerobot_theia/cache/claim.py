@@ -33,6 +33,10 @@ class Claim:
         self.path, self._file = path, file
         self._touched = time.monotonic()
 
+    @property
+    def released(self) -> bool:
+        return self._file.closed
+
     def touch(self) -> None:
         """Tell other machines that the work goes on; cheap enough to be called with every batch."""
         if time.monotonic() - self._touched > TOUCH_EVERY_S:
@@ -42,7 +46,7 @@ class Claim:
 
     def release(self) -> None:
         """Let go, whether the work is done or not. May be called twice."""
-        if not self._file.closed:
+        if not self.released:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)  # while the lock is held: nobody takes it for abandoned
             self._file.close()

@@ -64,6 +64,8 @@ class ShardMaker:
             ):
                 for batch, frames in loaded:
                     writer.call(self.write, batch, self.encoder.encode(frames, *self.seen(batch)))
+                    # One that is made holds a writer, which in the midst of the free memory would keep it in pieces.
+                    begun[:] = [shard for shard in begun if not shard.claim.released]
                     for shard in begun:
                         shard.claim.touch()
                     done(len(frames))

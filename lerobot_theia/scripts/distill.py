@@ -122,11 +122,13 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
 @hydra.main(version_base="1.3", config_path=f"{config_folder()}/distill", config_name="distill")
 def run(config: DictConfig) -> None:
     from lerobot_theia.cache.errors import CacheError
+    from lerobot_theia.cache.paging import keep_freed_memory
     from lerobot_theia.demos.recording import RecordingError
     from lerobot_theia.distill.errors import DistillError
     from lerobot_theia.distill.run import command_line, distill
     from lerobot_theia.distill.settings import settings_from
 
+    keep_freed_memory()
     main = os.environ.get("RANK", "0") == "0"  # set by `accelerate launch`
     show, steps = Show(config, main), Steps(main)
     try:

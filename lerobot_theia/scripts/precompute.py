@@ -80,9 +80,11 @@ class Progress:
 @hydra.main(version_base="1.3", config_path=config_folder(), config_name="precompute")
 def run(config: DictConfig) -> None:
     from lerobot_theia.cache.errors import CacheError
+    from lerobot_theia.cache.paging import keep_freed_memory
     from lerobot_theia.cache.plan import Plan, PrecomputeSettings
     from lerobot_theia.cache.precompute import precompute
 
+    keep_freed_memory()
     progress: Progress | None = None
 
     def start(plan: Plan) -> None:
