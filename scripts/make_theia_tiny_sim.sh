@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make the encoder that comes with the package again, from nothing: some three hours of two cores. Goes on where it was
+# Make the encoder that comes with the package again, from nothing: some four hours of two cores. Goes on where it was
 # interrupted. The result is outputs/distill/theia_tiny_sim_full_size/shipped/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
