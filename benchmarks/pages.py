@@ -10,8 +10,9 @@ def provenance(results: Collection[Mapping[str, Any]]) -> str:
     about = first["machine"]
     dates = sorted({result["date"] for result in results})
     versions = ", ".join(f"{package} {version}" for package, version in first["versions"].items())
+    cores = f"{about['cores']} core" + "s" * (about["cores"] != 1)
     return (
-        f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, {about['gpu'] or 'no GPU'}. "
+        f"{about['cpu']}, {cores}, {about['memory_gb']} GB, {about['gpu'] or 'no GPU'}. "
         f"Measured {' to '.join(dict.fromkeys((dates[0], dates[-1])))} with {versions}."
     )
 

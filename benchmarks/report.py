@@ -13,8 +13,8 @@ from pages import provenance, pyplot
 
 PAGE = CHECKOUT / "docs" / "performance.md"
 PICTURE = "performance.svg"
-ELSEWHERE = ("reliability", "endurance", "probe")
-"""Results with pages of their own."""
+ELSEWHERE = ("reliability", "endurance", "probe", "pose_error")
+"""Results that say nothing of speed: they are told elsewhere."""
 ROWS = {
     1: "samples/s of one process through a `DataLoader`, cache over `LeRobotDataset` with video",
     2: "bytes/s of a shuffled gather from disk (warm) over `index_select` in memory",

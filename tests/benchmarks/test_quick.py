@@ -16,7 +16,7 @@ ON_A_GPU = {
     for part in ("encoder", "latency", "act", "diffusion")
 }
 """Their numbers want a GPU, their code runs on any machine."""
-OF_QUALITY = {"probe": ("probe.py", "--suites=pusht")}
+OF_QUALITY = {"probe": ("probe.py", "--suites=pusht"), "pose_error": ("pose_error.py",)}
 """They measure no speed and have no target."""
 
 pytestmark = pytest.mark.slow
