@@ -30,20 +30,29 @@ def aims(rows: Sequence[Row]) -> list[Aim]:
     raw = [row for row in pusht if row["encoder"] is None and row["policy"] in ("act", "diffusion")
            and "observation.image" in row["flags"]["input_features"]]  # fmt: skip
     in_time = [row for row in ours if row.minutes <= MINUTES and row.results[0]["machine"]["cores"] <= CORES]
+    # One policy has to have both: the one whose lesser share of its target is the largest.
+    best = max(in_time, key=lambda row: min(row.success / SUCCESS, mean_reward(row) / REWARD), default=None)
     return [
-        at_least(in_time, "success rate", lambda row: row.success, SUCCESS, "{:.1%}"),
-        at_least(in_time, "mean max reward", lambda row: row.summary["mean_max_reward"], REWARD, "{:.3f}"),
+        at_least(best, "success rate", success, SUCCESS, "{:.1%}"),
+        at_least(best, "mean max reward", mean_reward, REWARD, "{:.3f}"),
         not_below(ours, raw, "minutes", "after the same time"),
         not_below(ours, raw, "steps", "after the same number of steps"),
     ]
 
 
-def at_least(rows: Sequence[Row], name: str, of: Callable[[Row], float], target: float, form: str) -> Aim:
+def success(row: Row) -> float:
+    return row.success
+
+
+def mean_reward(row: Row) -> float:
+    return float(row.summary["mean_max_reward"])
+
+
+def at_least(row: Row | None, name: str, of: Callable[[Row], float], target: float, form: str) -> Aim:
     what = f"{name} of at least {form.format(target)} with {SHIPPED}, {CORES} cores, at most {MINUTES} minutes of training"
-    if not rows:
+    if row is None:
         return Aim(what, "not measured", None)
-    best = max(rows, key=of)
-    return Aim(what, f"{form.format(of(best))} ({describe(best)})", of(best) >= target)
+    return Aim(what, f"{form.format(of(row))} ({describe(row)})", of(row) >= target)
 
 
 def not_below(ours: Sequence[Row], raw: Sequence[Row], kind: str, when: str) -> Aim:

@@ -12,6 +12,10 @@ KEPT_VIDEOS = 2
 """Of successes, and of failures. lerobot-eval films the first ten episodes."""
 
 
+STUCK_BELOW = 0.1
+"""Best reward of an episode in which the policy has not come to move the block towards its goal."""
+
+
 class EvaluationError(RuntimeError):
     """The file that lerobot-eval wrote is not what was asked for."""
 
@@ -40,7 +44,8 @@ def read(output: Path, episodes: int, first_seed: int) -> dict[str, Any]:
 
 
 def summary(rewards: Sequence[float], successes: Sequence[bool | int]) -> dict[str, Any]:
-    """Rates with their 95 % intervals: Wilson's of success, bootstrap of the mean of each episode's best reward."""
+    """Rates with their 95 % intervals: Wilson's of success, bootstrap of the mean of each episode's best reward; and
+    the share of episodes that got stuck before they did anything useful."""
     won = sum(map(bool, successes))
     return {
         "episodes": len(successes),
@@ -48,6 +53,7 @@ def summary(rewards: Sequence[float], successes: Sequence[bool | int]) -> dict[s
         "success_interval": list(wilson(won, len(successes))),
         "mean_max_reward": sum(rewards) / len(rewards),
         "mean_max_reward_interval": list(bootstrap_mean(rewards)),
+        "stuck": sum(reward < STUCK_BELOW for reward in rewards) / len(rewards),
     }
 
 

@@ -33,7 +33,8 @@ took is stated beside, not in, the time.
 
 Success: rate and its 95 % Wilson interval over the episodes of all seeds of training, then the rate of each seed. The
 interval says what another set of starts might give, not another seed. Mean max reward: the mean over episodes of the best
-reward in each, with a 95 % bootstrap interval.
+reward in each, with a 95 % bootstrap interval. Stuck: the share of episodes whose best reward stays below 0.1; there the
+policy mostly moves to and fro, or in a circle, beside a block that it never comes to push.
 """
 
 
@@ -100,8 +101,8 @@ def tables(rows: Sequence[Row]) -> list[list[str]]:
         lines = [
             f"**{number} demonstrations, {spelled(budget)}**",
             "",
-            "| arm | task | success | by seed | mean max reward | episodes | steps | minutes | encoding, minutes | loss |",
-            "|---|---|--:|---|--:|--:|--:|--:|--:|--:|",
+            "| arm | task | success | by seed | mean max reward | stuck | episodes | steps | minutes | encoding, minutes | loss |",
+            "|---|---|--:|---|--:|--:|--:|--:|--:|--:|--:|",
         ]
         found.append([*lines, *map(line, group), ""])
     arms = {row["arm"]: row for row in rows}
@@ -138,6 +139,7 @@ def line(row: Row) -> str:
         f"{row.success:.1%} [{low:.1%}, {high:.1%}]",
         " ".join(f"{each:.0%}" for each in row.by_seed),
         f"{summary['mean_max_reward']:.3f} [{least:.3f}, {most:.3f}]",
+        f"{summary['stuck']:.1%}",
         f"{summary['episodes']}",
         f"{row.steps:,.0f}{' ⏱' if row.cut_off else ''}",
         f"{row.minutes:.1f}",

@@ -426,12 +426,14 @@ def test_rows_take_seeds_together_and_keep_other_settings_apart(measured: Result
     assert theia.success == 0.7
     assert theia.summary["success_interval"] == pytest.approx(wilson(14, 20))
     assert theia.summary["mean_max_reward"] == pytest.approx((6 + 3.2 + 8 + 1.8) / 20)
+    assert theia.summary["stuck"] == 0
     assert theia.minutes == 15 and found["act"].minutes == 14.75
 
     (other,) = plan("arms=[theia_act]", "seeds=[3]", "minutes=[15]", "demonstrations=[100]",
                     "suite.batch_size=8")  # fmt: skip
-    result(measured, other, [0.0] * 10, seconds=60.0)
-    assert len(rows(measured.all())) == 3
+    result(measured, other, [0.0, 0.09, 0.1, 1.0], seconds=60.0)
+    (stuck,) = [row for row in rows(measured.all()) if row.summary["episodes"] == 4]
+    assert stuck.summary["stuck"] == 0.5 and stuck.success == 0.25
 
 
 def test_aims_are_met_missed_or_not_measured(measured: Results) -> None:
@@ -445,6 +447,16 @@ def test_aims_are_met_missed_or_not_measured(measured: Results) -> None:
     (raw,) = plan("arms=[diffusion]", "seeds=[1]", "minutes=[15]", "demonstrations=[100]")
     result(measured, raw, [1.0] * 200, seconds=880.0)
     assert aims(rows(measured.all()))[2].met is False
+
+
+def test_one_policy_has_to_meet_both_aims(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results", "a-machine")
+    for arm, rewards in {"theia_act": [1.0] * 12 + [0.5] * 8, "theia_diffusion": [1.0] * 8 + [0.9] * 12}.items():
+        (training,) = plan(f"arms=[{arm}]", "seeds=[1]", "minutes=[15]", "demonstrations=[100]")
+        result(results, training, rewards, seconds=900.0)
+    success, reward, *_ = aims(rows(results.all()))
+    assert success.met is True and "60.0% (theia_act" in success.found
+    assert reward.met is False and "0.800 (theia_act" in reward.found
 
 
 def test_page_has_rates_intervals_verdicts_pictures_and_what_is_missing(

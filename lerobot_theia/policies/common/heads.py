@@ -1,5 +1,7 @@
 """Token heads: a camera's feature map (B, D, h, w) -> one vector (B, F). Each says its F as `feature_dim`."""
 
+import math
+
 import torch
 from lerobot.policies.diffusion.modeling_diffusion import SpatialSoftmax
 from torch import Tensor, nn
@@ -88,8 +90,20 @@ class AttentionHead(TokenHead):
         return self.norm(pooled.squeeze(1))
 
 
+class FlattenHead(TokenHead):
+    """All tokens, each at its place, projected. For a pooled grid: it has D h w weights for each feature."""
+
+    def __init__(self, map_shape: tuple[int, int, int], feature_dim: int) -> None:
+        super().__init__()
+        self.feature_dim = feature_dim
+        self.out = nn.Linear(math.prod(map_shape), feature_dim)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.relu(self.out(maps.flatten(1)))
+
+
 class MeanHead(TokenHead):
-    """The average token, projected. Knows what is in view, hardly where."""
+    """The average token, projected. Knows what is in view; where, only as far as each token says so itself."""
 
     def __init__(self, map_shape: tuple[int, int, int], feature_dim: int) -> None:
         super().__init__()
@@ -103,13 +117,15 @@ class MeanHead(TokenHead):
 def make_token_head(
     name: str, map_shape: tuple[int, int, int], *, num_keypoints: int, feature_dim: int
 ) -> TokenHead:
-    """`map_shape` is (D, h, w); `num_keypoints` is for spatial softmax, `feature_dim` for attention and mean."""
+    """`map_shape` is (D, h, w); `num_keypoints` is for spatial softmax, `feature_dim` for attention, flatten and mean."""
     if name == "spatial_softmax":
         return SpatialSoftmaxHead(map_shape, num_keypoints)
     if name == "compression":
         return CompressionHead(map_shape)
     if name == "attention":
         return AttentionHead(map_shape, feature_dim)
+    if name == "flatten":
+        return FlattenHead(map_shape, feature_dim)
     if name == "mean":
         return MeanHead(map_shape, feature_dim)
     raise ValueError(f"token head {name!r} is not known")

@@ -14,7 +14,7 @@ from lerobot_theia.policies.common.configuration import (
     identity_for_images,
 )
 
-TOKEN_HEADS = ("spatial_softmax", "compression", "attention", "mean")
+TOKEN_HEADS = ("spatial_softmax", "compression", "attention", "flatten", "mean")
 
 
 @PreTrainedConfig.register_subclass("theia_diffusion")
@@ -28,8 +28,9 @@ class TheiaDiffusionConfig(FeatureSettings, AugmentSettings, DiffusionConfig):
     Args:
         token_head: What turns a camera's (D, 14, 14) tokens into a vector. `spatial_softmax`: expected positions of
             `spatial_softmax_num_keypoints` learned features, as in-tree. `compression`: the CNN of the Theia paper.
-            `attention`: a learned query attends to the tokens. `mean`: their average, projected.
-        token_head_dim: Width of that vector for `attention` and `mean`.
+            `attention`: a learned query attends to the tokens. `flatten`: all tokens side by side, projected.
+            `mean`: their average, projected.
+        token_head_dim: Width of that vector for `attention`, `flatten` and `mean`.
     """
 
     normalization_mapping: dict[str, NormalizationMode] = field(
