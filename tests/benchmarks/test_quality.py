@@ -451,7 +451,10 @@ def test_aims_are_met_missed_or_not_measured(measured: Results) -> None:
 
 def test_one_policy_has_to_meet_both_aims(tmp_path: Path) -> None:
     results = Results(tmp_path / "results", "a-machine")
-    for arm, rewards in {"theia_act": [1.0] * 12 + [0.5] * 8, "theia_diffusion": [1.0] * 8 + [0.9] * 12}.items():
+    for arm, rewards in {
+        "theia_act": [1.0] * 12 + [0.5] * 8,
+        "theia_diffusion": [1.0] * 8 + [0.9] * 12,
+    }.items():
         (training,) = plan(f"arms=[{arm}]", "seeds=[1]", "minutes=[15]", "demonstrations=[100]")
         result(results, training, rewards, seconds=900.0)
     success, reward, *_ = aims(rows(results.all()))
