@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from benchmarks.quality.intervals import overlap
 from benchmarks.quality.rows import Row
@@ -31,21 +32,15 @@ def aims(rows: Sequence[Row]) -> list[Aim]:
            and "observation.image" in row["flags"]["input_features"]]  # fmt: skip
     in_time = [row for row in ours if row.minutes <= MINUTES and row.results[0]["machine"]["cores"] <= CORES]
     # One policy has to have both: the one whose lesser share of its target is the largest.
-    best = max(in_time, key=lambda row: min(row.success / SUCCESS, mean_reward(row) / REWARD), default=None)
+    best = max(
+        in_time, key=lambda row: min(row.success / SUCCESS, row.mean_max_reward / REWARD), default=None
+    )
     return [
-        at_least(best, "success rate", success, SUCCESS, "{:.1%}"),
-        at_least(best, "mean max reward", mean_reward, REWARD, "{:.3f}"),
+        at_least(best, "success rate", attrgetter("success"), SUCCESS, "{:.1%}"),
+        at_least(best, "mean max reward", attrgetter("mean_max_reward"), REWARD, "{:.3f}"),
         not_below(ours, raw, "minutes", "after the same time"),
         not_below(ours, raw, "steps", "after the same number of steps"),
     ]
-
-
-def success(row: Row) -> float:
-    return row.success
-
-
-def mean_reward(row: Row) -> float:
-    return float(row.summary["mean_max_reward"])
 
 
 def at_least(row: Row | None, name: str, of: Callable[[Row], float], target: float, form: str) -> Aim:

@@ -42,6 +42,10 @@ class Row:
         return self.summary["success_rate"]
 
     @property
+    def mean_max_reward(self) -> float:
+        return self.summary["mean_max_reward"]
+
+    @property
     def by_seed(self) -> list[float]:
         """Success rate of each seed of training, in order of the seeds."""
         ordered = sorted(self.results, key=lambda each: each["settings"]["seed"])

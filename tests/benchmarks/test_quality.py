@@ -17,6 +17,7 @@ from benchmarks.quality.aims import aims
 from benchmarks.quality.arms import ArmError, known_arms, load_arm
 from benchmarks.quality.checkpoints import checkpoint_step, stride
 from benchmarks.quality.clock import Clock, Rate, Record
+from benchmarks.quality.evaluations import summary
 from benchmarks.quality.gaps import CONFIGS, beyond, gaps
 from benchmarks.quality.intervals import bootstrap_mean, overlap, wilson
 from benchmarks.quality.page import write
@@ -374,8 +375,6 @@ def test_rate_leaves_the_beginning_out(time: Time) -> None:
 
 def result(results: Results, training: Training, rewards: list[float], *, seconds: float) -> None:
     """Write what a run would have written, had its episodes had these best rewards."""
-    from benchmarks.quality.evaluations import summary
-
     (experiment,) = training.experiments(len(rewards))
     successes = [int(each == 1) for each in rewards]
     theia = training.arm.encoder is not None
@@ -426,14 +425,17 @@ def test_rows_take_seeds_together_and_keep_other_settings_apart(measured: Result
     assert theia.success == 0.7
     assert theia.summary["success_interval"] == pytest.approx(wilson(14, 20))
     assert theia.summary["mean_max_reward"] == pytest.approx((6 + 3.2 + 8 + 1.8) / 20)
-    assert theia.summary["stuck"] == 0
     assert theia.minutes == 15 and found["act"].minutes == 14.75
 
     (other,) = plan("arms=[theia_act]", "seeds=[3]", "minutes=[15]", "demonstrations=[100]",
                     "suite.batch_size=8")  # fmt: skip
-    result(measured, other, [0.0, 0.09, 0.1, 1.0], seconds=60.0)
-    (stuck,) = [row for row in rows(measured.all()) if row.summary["episodes"] == 4]
-    assert stuck.summary["stuck"] == 0.5 and stuck.success == 0.25
+    result(measured, other, [0.0] * 10, seconds=60.0)
+    assert len(rows(measured.all())) == 3
+
+
+def test_episodes_are_stuck_whose_best_reward_stays_below_a_tenth() -> None:
+    assert summary([0.0, 0.09, 0.1, 1.0], [0, 0, 0, 1])["stuck"] == 0.5
+    assert summary([0.1, 1.0], [0, 1])["stuck"] == 0
 
 
 def test_aims_are_met_missed_or_not_measured(measured: Results) -> None:

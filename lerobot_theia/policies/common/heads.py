@@ -102,16 +102,14 @@ class FlattenHead(TokenHead):
         return torch.relu(self.out(maps.flatten(1)))
 
 
-class MeanHead(TokenHead):
+class MeanHead(FlattenHead):
     """The average token, projected. Knows what is in view; where, only as far as each token says so itself."""
 
     def __init__(self, map_shape: tuple[int, int, int], feature_dim: int) -> None:
-        super().__init__()
-        self.feature_dim = feature_dim
-        self.out = nn.Linear(map_shape[0], feature_dim)
+        super().__init__((map_shape[0], 1, 1), feature_dim)
 
     def forward(self, maps: Tensor) -> Tensor:
-        return torch.relu(self.out(maps.mean((-2, -1))))
+        return super().forward(maps.mean((-2, -1), keepdim=True))
 
 
 def make_token_head(
