@@ -145,6 +145,7 @@ def encoder(training: Training, work: Work) -> dict[str, Any] | None:
         "frames": report["frames_encoded"] + report["frames_kept"],
         "frames_per_s": report["frames_per_s"] or None,
         "seconds": report["seconds"],
+        "cores": report["cores"],
     }
 
 

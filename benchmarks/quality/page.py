@@ -24,12 +24,12 @@ python benchmarks/quality/report.py
 ```
 
 Questions are files of `benchmarks/quality/configs/question`, arms of `configs/arm`, suites of `configs/suite`. All arms
-of a comparison have the same demonstrations, policy sizes, optimizer, seeds and machine, and one runs at a time. Their
+of a comparison have the same demonstrations, policy sizes, optimizer, seeds and machine, each the cores for itself. Their
 commands are LeRobot's own (`action=commands` prints them). Time is training time from the first step on, loading of
 batches included. The learning rate falls as a cosine to the end of a training. One training goes to the largest budget;
 a smaller one is a checkpoint on its way, where the learning rate has not yet fallen. How many steps fit into the time
 is measured before; ⏱ marks trainings that became slower, so that the clock ended them early. What encoding frames once
-took is stated beside, not in, the time.
+took is stated beside, not in, the time; where it had another number of cores than training, that too.
 
 Success: rate and its 95 % Wilson interval over the episodes of all seeds of training, then the rate of each seed. The
 interval says what another set of starts might give, not another seed. Mean max reward: the mean over episodes of the best
@@ -143,7 +143,7 @@ def line(row: Row) -> str:
         f"{summary['episodes']}",
         f"{row.steps:,.0f}{' ⏱' if row.cut_off else ''}",
         f"{row.minutes:.1f}",
-        "" if row.encoding_minutes is None else f"{row.encoding_minutes:.1f}",
+        row.encoding,
         f"{sum(losses) / len(losses):.3f}" if losses else "",
     ]
     return f"| {' | '.join(cells)} |"

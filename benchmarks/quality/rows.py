@@ -66,10 +66,14 @@ class Row:
         return statistics.mean(each["training"]["steps"] for each in self.results)
 
     @property
-    def encoding_minutes(self) -> float | None:
-        """What encoding the frames of all recorded demonstrations took, once, before training."""
-        encoder = self.results[0]["encoder"]
-        return None if encoder is None else encoder["seconds"] / 60
+    def encoding(self) -> str:
+        """Minutes that encoding the frames of all recorded demonstrations took, once, before training; empty if nothing
+        is encoded."""
+        encoder, cores = self.results[0]["encoder"], self.results[0]["machine"]["cores"]
+        if encoder is None:
+            return ""
+        of = "" if encoder["cores"] == cores else f" ({encoder['cores']} cores)"
+        return f"{encoder['seconds'] / 60:.1f}{of}"
 
 
 def rows(results: Sequence[Result]) -> list[Row]:

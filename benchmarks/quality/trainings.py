@@ -64,6 +64,9 @@ class Runner:
                 commands.precompute(suite, task, arm, work, training.device),
                 logs / "precompute.log",
             )
+            # Trainings that follow may be given other cores than encoding had.
+            note = json.loads(report.read_text()) | {"cores": common.machine()["cores"]}
+            replace(report, note)
 
     def train(self, training: Training) -> Record:
         """To its last step or the end of its time; what was interrupted goes on from its last checkpoint."""
@@ -131,9 +134,7 @@ class Runner:
         )
         self.command(training, command, folder / "train.log", rate)
         shutil.rmtree(output, ignore_errors=True)
-        beside = found.with_suffix(".tmp")
-        beside.write_text(json.dumps({"steps_per_s": rate.per_s}) + "\n")
-        os.replace(beside, found)
+        replace(found, {"steps_per_s": rate.per_s})
         print(f"  {rate.per_s:.3g} steps/s", flush=True)
         return rate.per_s
 
@@ -150,6 +151,13 @@ def others_busy(before: Sequence[float], after: Sequence[float]) -> float:
     """Cores that other processes kept busy between two calls of `busy`."""
     clock, all_cores, own = (end - begin for begin, end in zip(before, after, strict=True))
     return max(0.0, (all_cores - own) / clock)
+
+
+def replace(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON, all of it or nothing."""
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(beside, path)
 
 
 def is_dataset(root: Path) -> bool:

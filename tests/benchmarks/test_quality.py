@@ -373,7 +373,9 @@ def test_rate_leaves_the_beginning_out(time: Time) -> None:
 # --- report
 
 
-def result(results: Results, training: Training, rewards: list[float], *, seconds: float) -> None:
+def result(
+    results: Results, training: Training, rewards: list[float], *, seconds: float, encoding_cores: int = 2
+) -> None:
     """Write what a run would have written, had its episodes had these best rewards."""
     (experiment,) = training.experiments(len(rewards))
     successes = [int(each == 1) for each in rewards]
@@ -391,7 +393,9 @@ def result(results: Results, training: Training, rewards: list[float], *, second
                 "out_of_time": training.arm.name == "act",
                 "cores_used_by_others": 0.1 * training.seed,
             },
-            "encoder": {"name": "enc", "weights_sha256": "ab" * 32, "seconds": 90.0} if theia else None,
+            "encoder": {"name": "enc", "weights_sha256": "ab" * 32, "seconds": 90.0, "cores": encoding_cores}
+            if theia
+            else None,
             "evaluation": {
                 **summary(rewards, successes),
                 "seconds": 2.0 * len(rewards),
@@ -431,6 +435,16 @@ def test_rows_take_seeds_together_and_keep_other_settings_apart(measured: Result
                     "suite.batch_size=8")  # fmt: skip
     result(measured, other, [0.0] * 10, seconds=60.0)
     assert len(rows(measured.all())) == 3
+
+
+def test_minutes_of_encoding_are_said_to_be_of_other_cores_than_training_had(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results", "a-machine")
+    arms = {"theia_act": 2, "theia_diffusion": 4, "act": 2}
+    for arm, cores in arms.items():
+        (training,) = plan(f"arms=[{arm}]", "seeds=[1]", "minutes=[15]")
+        result(results, training, [1.0], seconds=900.0, encoding_cores=cores)
+    found = {row["arm"]: row.encoding for row in rows(results.all())}
+    assert found == {"theia_act": "1.5", "theia_diffusion": "1.5 (4 cores)", "act": ""}
 
 
 def test_episodes_are_stuck_whose_best_reward_stays_below_a_tenth() -> None:
@@ -479,7 +493,7 @@ def test_page_has_rates_intervals_verdicts_pictures_and_what_is_missing(
     assert "| 1,000 ⏱ | 14.8 |" in text and "| 1,000 | 15.0 |" in text
     assert "other processes kept 0.10 to 0.20 cores busy" in text
     assert "- pusht, headline: all of it" in text
-    assert "- pusht, demonstrations: 45 of 48 experiments" in text
+    assert "- pusht, demonstrations: 47 of 48 experiments" in text
     assert "- ALOHA, transfer cube: " in text and "- Published Theia weights" in text
     assert "- metaworld, headline: all of it" in text
     picture = page.parent / "images" / "quality-a-machine-pusht.png"

@@ -88,6 +88,7 @@ def test_an_experiment_leaves_a_result_and_a_second_run_does_nothing(bench: Benc
     assert second["evaluation"]["seeds"] == list(range(100000, 100007))
     assert second["encoder"] == {
         "name": "random-tiny", "weights_sha256": "ab" * 32, "frames": 7, "frames_per_s": 3.5, "seconds": 2.0,
+        "cores": common.machine()["cores"],
     }  # fmt: skip
     assert (first["training"]["steps"], second["training"]["steps"]) == (2, 4)
     assert first["training"]["loss"] == 0.5 and second["training"]["loss"] == 0.25
