@@ -10,7 +10,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-encoder="theia-tiny-sim" demos=100 steps=3000 rollouts=30 out="outputs/quickstart"
+encoder="theia-tiny-sim" demos=100 steps=5000 rollouts=30 out="outputs/quickstart"
 if [ "${1:-}" = "--smoke" ]; then
     demos=8 steps=150 rollouts=4 out="outputs/quickstart-smoke"
 elif [ $# -gt 0 ]; then
@@ -31,16 +31,16 @@ python scripts/record_pusht_demos.py --root "$dataset" --episodes "$demos" --if-
 
 say "2/5 encode their frames once"
 lerobot-theia-precompute dataset=pusht_expert dataset.root="$dataset" encoder.name="$encoder" \
-    pool=2 cache_root="$out/cache" report="$out/precompute.json"
+    pool=7 cache_root="$out/cache" report="$out/precompute.json"
 
-say "3/5 train theia_act from the cache, $steps steps"
+say "3/5 train theia_diffusion from the cache, $steps steps"
 rm -rf "$train" "$eval" # a policy of an earlier run
 lerobot-train \
-    --policy.type=theia_act --policy.encoder="$encoder" --policy.features=cached --policy.cache_root="$out/cache" \
-    --policy.token_pool=2 --policy.device=cpu --policy.push_to_hub=false \
-    --policy.chunk_size=16 --policy.n_action_steps=8 --policy.use_vae=false --policy.dropout=0.0 \
-    --policy.dim_model=128 --policy.n_heads=4 --policy.dim_feedforward=512 --policy.n_encoder_layers=2 \
-    --policy.optimizer_lr=5e-4 \
+    --policy.type=theia_diffusion --policy.encoder="$encoder" --policy.features=cached --policy.cache_root="$out/cache" \
+    --policy.token_pool=7 --policy.token_head=flatten --policy.token_head_dim=128 \
+    --policy.device=cpu --policy.push_to_hub=false \
+    --policy.horizon=16 --policy.n_action_steps=8 --policy.down_dims="[32, 64, 128]" --policy.diffusion_step_embed_dim=64 \
+    --policy.noise_scheduler_type=DDIM --policy.num_inference_steps=10 --policy.optimizer_lr=5e-4 \
     --dataset.repo_id=local/pusht_expert --dataset.root="$dataset" \
     --batch_size=64 --steps="$steps" --save_freq="$steps" --log_freq=50 --num_workers=0 --seed=1 \
     --output_dir="$train" 2>&1 | tee "$out/train.log"
