@@ -8,7 +8,17 @@ import numpy as np
 from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.frames import SPLITS, TRAIN, VALIDATION, Frames
 from lerobot_theia.distill.hashing import digest_of
-from lerobot_theia.distill.pack import PackedSource, Skipped, too_many
+from lerobot_theia.distill.pack import SKIPPED_FILE, PackedSource, Skipped, check_skipped
+
+
+def evenly(indices: Sequence[int] | np.ndarray, number: int) -> list[int]:
+    """So many of `indices`, from the first to the last in even steps; all of them if there are no more.
+
+    Corpus indices are in order of the sources, so each source has its share.
+    """
+    if len(indices) <= number:
+        return [int(index) for index in indices]
+    return [int(indices[at]) for at in np.linspace(0, len(indices) - 1, number).round().astype(int)]
 
 
 @dataclass(frozen=True)
@@ -47,8 +57,7 @@ class Corpus:
         duplicates, duplicate_rows = self._duplicates() if check_duplicates else ([], set())
         self.skipped = [skipped for source in sources for skipped in source.skipped] + duplicates
         total = int(self._starts[-1]) + sum(len(source.skipped) for source in sources)
-        if len(self.skipped) > allow_skipped * total:
-            raise too_many("corpus", self.skipped, total, allow_skipped)
+        check_skipped("corpus", self.skipped, total, allow_skipped, sources[0].path.parent / SKIPPED_FILE)
         self.indices = {split: self._indices(split, duplicate_rows) for split in SPLITS}
         for split, remedy in ((TRAIN, "lower `validation`"), (VALIDATION, "raise `validation`")):
             if not len(self.indices[split]):

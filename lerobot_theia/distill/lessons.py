@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lerobot_theia.distill.corpus import Corpus, Part
+from lerobot_theia.distill.corpus import Corpus, Part, evenly
 from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.features import StoredFeatures, check_features
 from lerobot_theia.distill.loss import Standard
@@ -123,7 +123,7 @@ def sampled_standard(
         index for index in corpus.epoch if teaches(teacher, corpus.sources[corpus.locate(int(index))[0]])
     ]
     taught = sorted(set(map(int, taught)))
-    chosen = taught[:: max(1, len(taught) // images)][:images]
+    chosen = evenly(taught, images)
     channels = teacher.feature_size[0]
     total = torch.zeros(channels, dtype=torch.float64)
     square, count = torch.zeros_like(total), 0

@@ -16,6 +16,7 @@ from lerobot_theia.distill.corpus import Corpus
 from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.features import Sharing, StoredFeatures, extract
 from lerobot_theia.distill.frames import TRAIN, VALIDATION
+from lerobot_theia.distill.hashing import digest_of
 from lerobot_theia.distill.layout import (
     STATISTICS_FILE,
     read_statistics,
@@ -154,7 +155,7 @@ def extract_features(
     accelerator: Accelerator,
     progress: Progress | None,
 ) -> dict[str, StoredFeatures]:
-    """Teachers one after the other, so that only one large model is on the device at a time."""
+    """Teachers one after the other, so that only one large model is in memory at a time."""
     sharing = Sharing(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
     stored = {}
     for teacher, _, extracted in taught:
@@ -179,7 +180,7 @@ def extract_features(
             sharing=sharing,
             progress=advance,
         )
-        teacher.to(torch.device("cpu"))
+        teacher.release()
     return stored
 
 
@@ -231,7 +232,7 @@ def run_identity(
             "init_weights_sha256": beginning.init_sha256,
         },
         "corpus": corpus.content_sha256,
-        "images_per_epoch": len(corpus.epoch),
+        "training_images": digest_of([int(index) for index in corpus.epoch]),
         "batch_size": settings.training.batch_size,
         "seed": settings.training.seed,
     }

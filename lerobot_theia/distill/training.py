@@ -23,11 +23,11 @@ from lerobot_theia.distill.checkpoint import (
     newest_position,
     save_checkpoint,
 )
-from lerobot_theia.distill.corpus import Corpus, Order
+from lerobot_theia.distill.corpus import Corpus, Order, evenly
 from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.frames import VALIDATION
 from lerobot_theia.distill.lessons import Batch, Lesson, read_batch, targets
-from lerobot_theia.distill.loss import TeacherLoss, batch_loss, teacher_loss
+from lerobot_theia.distill.loss import batch_loss, teacher_loss
 from lerobot_theia.distill.pictures import draw_pictures
 from lerobot_theia.distill.schedule import LearningRate, Resolution, Stage
 from lerobot_theia.distill.student import Student
@@ -193,9 +193,7 @@ class Training:
             peak=settings.learning_rate, steps=self.steps, schedule=settings.schedule, warmup=settings.warmup
         )
         self.weights = {lesson.teacher.name: lesson.weight for lesson in lessons}
-        held_out = corpus.indices[VALIDATION]
-        every = max(1, len(held_out) // settings.validation_images)
-        self.held_out = [int(index) for index in held_out[::every][: settings.validation_images]]
+        self.held_out = evenly(corpus.indices[VALIDATION], settings.validation_images)
         self.student = student
         student.to(accelerator.device)
         if settings.train_blocks is not None:
@@ -229,7 +227,7 @@ class Training:
         if step == 0:
             last = self.first = self.score(0, log)
         else:
-            self.first = log.first_score()
+            self.first = log.score_of(0)
         tally, tally_began = Tally(), time.perf_counter()
         with closing(read_ahead(self.read, range(step, self.steps))) as batches:
             for batch in batches:
@@ -246,6 +244,7 @@ class Training:
                     log.write(line)
                     self.watcher.log(line)
                     tally, tally_began = Tally(), time.perf_counter()
+                paused = time.perf_counter()
                 if step % settings.validate_every == 0 or step == self.steps:
                     last = self.score(step, log)
                 if checkpoint:
@@ -254,8 +253,9 @@ class Training:
                     if main:
                         save_checkpoint(self.output_dir, self.student, self.optimizer, self.position)
                     self.accelerator.wait_for_everyone()
-        if last is None:
-            last = self.score(step, log)
+                tally_began += time.perf_counter() - paused
+        if last is None:  # all steps were taken before
+            last = log.score_of(step) or self.score(step, log)
         self.watcher.end()
         return Trained(
             steps=step,
@@ -289,10 +289,12 @@ class Training:
             for name, target in wanted.items()
         }
         loss = batch_loss(losses, self.weights, len(batch))
-        self.check_finite(loss, losses, batch, step)
+        blamed = [name for name, found in losses.items() if not torch.isfinite(found.total).all()]
+        self.check_finite("loss", loss, f"teachers {blamed}; ", batch, step)
         self.accelerator.backward(loss)
-        if settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.student.parameters(), settings.clip_norm)
+        most = math.inf if settings.clip_norm is None else settings.clip_norm
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), most)
+        self.check_finite("gradient", norm, "", batch, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -302,17 +304,21 @@ class Training:
             for name, found in losses.items()
         }
 
-    def check_finite(self, loss: Tensor, losses: Mapping[str, TeacherLoss], batch: Batch, step: int) -> None:
-        if torch.isfinite(loss):
+    def check_finite(self, what: str, value: Tensor, blamed: str, batch: Batch, step: int) -> None:
+        """Before the optimiser moves any weight, so that no checkpoint and no result holds one that is not finite."""
+        if torch.isfinite(value):
             return
-        blamed = [name for name, found in losses.items() if not torch.isfinite(found.total).all()]
         images = [self.corpus.id(index) for index in batch.indices[:3]]
-        kept = newest_position(self.output_dir) if self.accelerator.is_main_process else None
-        since = f"step {kept[1].step}" if kept else "the beginning"
+        kept = newest_position(self.output_dir)
+        since, earlier = "the beginning", ""
+        if kept is not None:
+            folder, position = kept
+            since = f"step {position.step}"
+            earlier = f". Should it happen again, delete {folder} to go on from before that"
         raise DistillError(
-            f"the loss of step {step} is {loss.item()} (teachers {blamed}; images {', '.join(images)}, ...). Nothing of "
-            f"this step was kept. Resume from {since} with a lower training.learning_rate, or with "
-            f"training.clip_norm=1.0{', or without bf16' if self.settings.bf16 else ''}"
+            f"the {what} of step {step} is {value.item()} ({blamed}images {', '.join(images)}, ...). Nothing of this step "
+            f"was kept. Resume from {since} with a lower training.learning_rate, or with training.clip_norm=1.0"
+            f"{', or without bf16' if self.settings.bf16 else ''}{earlier}"
         )
 
     def score(self, step: int, log: "MetricsLog") -> Score:
@@ -333,9 +339,8 @@ class Training:
         log.write(line)
         self.watcher.log(line)
         if self.accelerator.is_main_process and settings.pictures:
-            every = max(1, len(self.held_out) // settings.pictures)
             path = self.output_dir / PICTURES_FOLDER / f"{step:08d}.png"
-            chosen = self.held_out[::every][: settings.pictures]
+            chosen = evenly(self.held_out, settings.pictures)
             draw_pictures(
                 path, self.student, self.corpus, self.lessons, chosen, size, self.accelerator.device
             )
@@ -366,9 +371,9 @@ class MetricsLog:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def first_score(self) -> Score | None:
+    def score_of(self, step: int) -> Score | None:
         for line in self.lines:
-            if "validation" in line:
+            if line["step"] == step and "validation" in line:
                 return score_of(line["validation"])
         return None
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
+from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.training import Watcher
 from lerobot_theia.scripts.configs import config_folder
 
@@ -27,12 +28,17 @@ class Show(Watcher):
         if main and config.wandb.enable:
             import wandb
 
-            self.run = wandb.init(
-                project=config.wandb.project,
-                mode=config.wandb.mode,
-                job_type="distill",
-                config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
-            )
+            try:
+                self.run = wandb.init(
+                    project=config.wandb.project,
+                    mode=config.wandb.mode,
+                    job_type="distill",
+                    config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+                )
+            except wandb.Error as error:
+                raise DistillError(
+                    f"wandb: {error}. Log in with `wandb login`, or wandb.mode=offline, or wandb.enable=false"
+                ) from error
 
     def begin(self, done: int, total: int) -> None:
         if self.main:
@@ -124,15 +130,17 @@ def run(config: DictConfig) -> None:
     from lerobot_theia.cache.errors import CacheError
     from lerobot_theia.cache.paging import keep_freed_memory
     from lerobot_theia.demos.recording import RecordingError
-    from lerobot_theia.distill.errors import DistillError
     from lerobot_theia.distill.run import command_line, distill
     from lerobot_theia.distill.settings import settings_from
 
     keep_freed_memory()
     main = os.environ.get("RANK", "0") == "0"  # set by `accelerate launch`
-    show, steps = Show(config, main), Steps(main)
+    steps = Steps(main)
+    show: Show | None = None
     try:
-        result = distill(settings_from(settings_of(config)), show, steps, command_line())
+        settings = settings_from(settings_of(config))
+        show = Show(config, main)
+        result = distill(settings, show, steps, command_line())
         if result is not None:
             show.say(f"student: {result}")
     except (DistillError, CacheError, RecordingError, ValueError, OSError, OmegaConfBaseException) as error:
@@ -147,7 +155,8 @@ def run(config: DictConfig) -> None:
         )
     finally:
         steps.close()
-        show.close()
+        if show is not None:
+            show.close()
 
 
 def main() -> None:

@@ -105,7 +105,7 @@ def test_damaged_shards_are_found_and_made_again(packed: PackedSource, tmp_path:
     teacher = Teacher()
     stored = extracted(teacher, packed, tmp_path)
     before = stored.gather(packed, range(24)).clone()
-    file = stored.path / "pictures" / "000001.safetensors"
+    (file,) = (stored.path / "pictures").glob("000001-*.safetensors")
     data = bytearray(file.read_bytes())
     data[-2] ^= 1
     file.write_bytes(data)
@@ -122,6 +122,20 @@ def test_changed_images_are_seen_again(picture_folder: Path, packed: PackedSourc
     teacher = Teacher()
     extracted(teacher, changed, tmp_path)
     assert teacher.seen == 10
+
+
+def test_another_corpus_of_the_same_name_leaves_them_alone(
+    picture_folder: Path, packed: PackedSource, tmp_path: Path
+) -> None:
+    teacher = Teacher()
+    stored = extracted(teacher, packed, tmp_path)
+    before = stored.gather(packed, range(24)).clone()
+    source = FolderSource(name="pictures", path=picture_folder, license="cc0-1.0")
+    smaller = pack(source, PackSettings(root=tmp_path / "packed", image_size=32), 0.0)
+    extracted(teacher, smaller, tmp_path)
+    assert teacher.seen == 48
+    assert torch.equal(extracted(teacher, packed, tmp_path).gather(packed, range(24)), before)
+    assert teacher.seen == 48
 
 
 def test_features_of_another_size_are_refused(packed: PackedSource, tmp_path: Path) -> None:

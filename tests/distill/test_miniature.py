@@ -50,14 +50,17 @@ SMALL = (
 
 
 @pytest.mark.slow
-def test_several_processes_train_as_one(tmp_path: Path) -> None:
+def test_several_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     losses = []
     for processes in (1, 2):
         output = f"{tmp_path}/{processes}"
         done = command(
-            *SMALL, f"output_dir={output}", f"cache_root={tmp_path}/cache", "device=cpu", processes=processes
-        )
+            *SMALL, f"output_dir={output}", f"cache_root={tmp_path}/cache", "device=cpu", "wandb.enable=true",
+            "wandb.mode=offline", processes=processes,
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
+        assert len(list(tmp_path.glob("wandb/offline-run-*"))) == processes, "one more, of one process only"
         found = json.loads(Path(output, "student/provenance.json").read_text())
         assert found["training"]["processes"] == processes
         losses.append(found["validation"]["last"]["loss"])

@@ -1,5 +1,7 @@
 """Packing: every source is read once, resumes where it stopped, and leaves nothing out in silence."""
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +11,10 @@ import torch
 from PIL import Image
 
 from lerobot_theia.distill import pack as packing
-from lerobot_theia.distill.corpus import Corpus, Order
+from lerobot_theia.distill.corpus import Corpus, Order, evenly
 from lerobot_theia.distill.errors import DistillError, UnreadableError
 from lerobot_theia.distill.frames import TRAIN, VALIDATION, Frame, split_by_group
-from lerobot_theia.distill.pack import PackedSource, PackSettings, pack
+from lerobot_theia.distill.pack import PackedSource, PackSettings, Skipped, check_skipped, pack
 from lerobot_theia.distill.sources.folder import FolderSource
 from lerobot_theia.encoder.resize import resize
 
@@ -115,13 +117,38 @@ def test_unreadable_images_are_listed_and_stop_the_run(picture_folder: Path, set
     (picture_folder / "04.jpg").unlink()
     with pytest.raises(
         DistillError,
-        match=r"2 of 24 images .*a/03.png: UnidentifiedImageError; 04.jpg: there is no.*allow_skipped",
+        match=r"2 of 24 images .*a/03.png: UnidentifiedImageError; pictures/04.jpg: there is no.*allow_skipped=0.084;",
     ):
         pack(source(picture_folder), settings, 0.001)
     packed = pack(source(picture_folder), settings, 0.1)
-    assert [entry.id for entry in packed.skipped] == ["a/03.png", "04.jpg"]
+    assert [entry.id for entry in packed.skipped] == ["pictures/a/03.png", "pictures/04.jpg"]
     assert packed.skipped[1].reason == "there is no such file"
     assert len(packed) == 22 and "04.jpg" not in packed.ids
+
+
+def test_all_that_are_unreadable_are_listed_and_the_remedy_is_enough(
+    picture_folder: Path, settings: PackSettings
+) -> None:
+    for number in (1, 5, 7, 13, 15, 21, 23):
+        (picture_folder / f"a/{number:02d}.png").unlink()
+    with pytest.raises(DistillError, match=r"7 of 24 images .*; and 2 more, all listed in ") as error:
+        pack(source(picture_folder), settings, 0.001)
+    (listing,) = settings.root.glob("*/skipped.jsonl")
+    assert str(listing) in str(error.value)
+    listed = [json.loads(line)["id"] for line in listing.read_text().splitlines()]
+    assert listed[0] == "pictures/a/01.png" and listed[-1] == "pictures/a/23.png" and len(listed) == 7
+    found = re.search(r"corpus.allow_skipped=([\d.]+);", str(error.value))
+    assert found is not None
+    assert len(pack(source(picture_folder), settings, float(found[1]))) == 17
+
+
+@pytest.mark.parametrize(("skipped", "total"), [(1, 3), (29, 100), (57, 100), (1282, 1_281_167), (7, 7)])
+def test_a_share_is_rounded_up(skipped: int, total: int, tmp_path: Path) -> None:
+    entries, listing = [Skipped(str(i), "broken") for i in range(skipped)], tmp_path / "skipped.jsonl"
+    allowed = packing.rounded_up(skipped / total)
+    check_skipped("s", entries, total, allowed, listing)
+    with pytest.raises(DistillError):
+        check_skipped("s", entries, total, allowed * 0.9, listing)
 
 
 def test_a_mended_image_is_taken_in(picture_folder: Path, settings: PackSettings) -> None:
@@ -165,6 +192,20 @@ def test_a_source_without_images_is_an_error(picture_folder: Path, settings: Pac
     (picture_folder / "manifest.csv").write_text("path,split\n")
     with pytest.raises(DistillError, match="'pictures' has no images"):
         pack(source(picture_folder), settings, 0.0)
+
+
+# --- a sample of images
+
+
+@pytest.mark.parametrize("number", [1, 2, 9, 60, 99, 100, 1000])
+def test_an_even_sample_is_as_large_as_asked_and_reaches_to_the_end(number: int) -> None:
+    indices = np.arange(100) * 3
+    sample = evenly(indices, number)
+    assert len(sample) == len(set(sample)) == min(number, 100)
+    assert set(sample) <= set(indices.tolist()) and sample == sorted(sample)
+    if number > 1:
+        assert (sample[0], sample[-1]) == (0, 297)
+        assert max(np.diff(sample)) - min(np.diff(sample)) <= 3, "in even steps"
 
 
 # --- the order of images

@@ -2,8 +2,10 @@
 
 import importlib.abc
 import io
+import math
 import sys
 import tarfile
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -18,7 +20,7 @@ from lerobot_theia.distill.sources.folder import FolderSource
 from lerobot_theia.distill.sources.interface import Source
 from lerobot_theia.distill.sources.lerobot import LeRobotSource
 from lerobot_theia.distill.sources.mujoco import import_mujoco
-from lerobot_theia.distill.sources.video import VideoSource
+from lerobot_theia.distill.sources.video import EARLY_S, VideoSource
 from lerobot_theia.distill.sources.webdataset import WebdatasetSource, expand
 from tests.datasets import REPO_ID, open_dataset
 
@@ -147,6 +149,27 @@ def test_webdataset_refuses_what_it_cannot_read(tmp_path: Path) -> None:
         source("a.tar", str(tmp_path / "a.tar")).items()
 
 
+@pytest.mark.parametrize("damage", ["header", "cut before a header", "cut in a header", "no end"])
+def test_a_shard_that_lost_members_is_refused(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    write_tar(path, {f"{i}.png": png(i) for i in range(4)})
+    with tarfile.open(path) as tar:
+        third, end = tar.getmembers()[2].offset, tar.offset
+    data = path.read_bytes()
+    path.write_bytes(
+        {
+            "header": data[: third + 5] + b"?" + data[third + 6 :],
+            "cut before a header": data[:third],
+            "cut in a header": data[: third + 100],
+            "no end": data[:end],
+        }[damage]
+    )
+    source = WebdatasetSource(name="w", train=str(path), validation=0.0, license="cc0-1.0")
+    at = end if damage == "no end" else third
+    with pytest.raises(DistillError, match=f"a.tar is no readable.*damaged at byte {at:,}"):
+        source.items()
+
+
 def test_brace_patterns() -> None:
     assert expand("a-{08..10}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar"]
     assert expand("{x,y}/{0..1}") == ["x/0", "x/1", "y/0", "y/1"]
@@ -155,7 +178,7 @@ def test_brace_patterns() -> None:
 # --- video
 
 
-def write_video(path: Path, frames: int, fps: int = 10) -> None:
+def write_video(path: Path, frames: int, fps: int | Fraction = 10) -> None:
     """Frame i is grey of level 10 i."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=fps)
@@ -178,6 +201,28 @@ def test_videos_are_subsampled(tmp_path: Path) -> None:
     middle = [frame for frame in source.read(3, 6) if isinstance(frame, Frame)]
     assert [round(float(frame.image.mean()) / 10) for frame in middle] == [12, 16, 0]
     assert len({item.split for item in source.items() if item.id.startswith("a.mp4")}) == 1
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+@pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(24000, 1001), Fraction(25)])
+@pytest.mark.parametrize("frames", [10, 24, 25])
+def test_every_sample_of_a_whole_video_is_there(
+    name: str, rate: Fraction, frames: int, tmp_path: Path
+) -> None:
+    write_video(tmp_path / name, frames, rate)
+    source = VideoSource(name="v", path=tmp_path, fps=8, validation=0.0, license="cc0-1.0")
+    found = read(source)
+    lasts, rounding = float(frames / rate), 2 * EARLY_S
+    assert math.ceil((lasts - rounding) * 8) <= len(found) <= math.ceil((lasts + rounding) * 8)
+    for k, frame in enumerate(found):
+        shown = round(float(frame.image.mean()) / 10)
+        assert shown / rate - rounding <= k / 8 < (shown + 1) / rate + rounding, f"sample {k}: frame {shown}"
+
+
+def test_frames_are_not_taken_twice(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", frames=5)
+    with pytest.raises(DistillError, match=r"fps is 20, but .*a.mp4 has 10 frames per second.*lower fps"):
+        VideoSource(name="v", path=tmp_path, fps=20, license="cc0-1.0").items()
 
 
 def test_a_video_that_breaks_off_is_listed(tmp_path: Path) -> None:

@@ -104,6 +104,10 @@ def test_identity_is_that_of_weights_and_pixels_not_of_names(
     config = other / "preprocessor_config.json"
     config.write_text(config.read_text().replace("0.5", "0.4"))
     assert VisionTeacher(model=str(other)).identity() != first.identity()
+    shallower = write_teacher(tmp_path / "shallower", "vit")
+    config = shallower / "config.json"
+    config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 1'))
+    assert VisionTeacher(model=str(shallower)).identity() != first.identity()
     assert first.origin["model"] == "tiny-vit" and list(first.origin["files"]) == ["model.safetensors"]
 
 

@@ -152,9 +152,10 @@ def test_a_run_that_stands_is_not_overwritten(run: Run) -> None:
 
 def test_resuming_a_finished_run_changes_nothing(run: Run) -> None:
     result = run()
-    before = (result / "model.safetensors").read_bytes()
+    files = (result / "model.safetensors", result.parent / "metrics.jsonl")
+    before = [file.read_bytes() for file in files]
     run({"resume": True})
-    assert (result / "model.safetensors").read_bytes() == before
+    assert [file.read_bytes() for file in files] == before
 
 
 def test_resume_begins_where_nothing_stands(run: Run) -> None:
@@ -189,6 +190,7 @@ def test_only_damaged_checkpoints_are_an_error(run: Run) -> None:
         ({"teachers.pusht.resolution": 32}, r"in another form: simulator/pusht"),
         ({"student.num_layers": 3}, "made with student="),
         ({"corpus.sources.pusht.images": 61}, "made with corpus="),
+        ({"corpus.sources.pusht.validation": 0.4}, "made with training_images="),
         ({"training.seed": 5}, "made with seed=0, configured is 5"),
     ],
 )
@@ -222,6 +224,29 @@ def test_a_loss_that_is_not_finite_stops_and_resumes(
         ):
             run({"training.steps": 6})
     assert same(run({"training.steps": 6, "resume": True}), whole)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_move(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run({"output_dir": str(tmp_path / "whole")})
+    take_step = Training.take_step
+
+    def poisoned(self: Training, model: Any, batch: Any, step: int, *rest: Any) -> Any:
+        if step == 3:  # the last one, after which checkpoint and result are written
+            self.student.backbone.model.layernorm.weight.register_hook(lambda gradient: gradient * torch.nan)
+        return take_step(self, model, batch, step, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "take_step", poisoned)
+        with pytest.raises(
+            DistillError,
+            match=r"gradient of step 3 is nan \(images .* Resume from step 2 .* again, delete .*00000002",
+        ):
+            run()
+    assert [folder.name for folder in whole_checkpoints(tmp_path / "run")] == ["00000002"]
+    assert not (tmp_path / "run/student").exists()
+    assert same(run({"resume": True}), whole)
 
 
 @pytest.mark.parametrize(
@@ -293,6 +318,7 @@ def test_several_teachers_of_several_sources(run: Run, picture_folder: Path, tmp
         TEACHER: 6, "tiny-vit": 8, "tiny-sam": 8,
     }  # fmt: skip
     assert any("licence of the result: non-commercial" in text for text in heard.said)
+    assert str(tmp_path) not in json.dumps(found), "no paths of this machine"
 
 
 def test_extracted_and_computed_features_teach_alike(run: Run, tmp_path: Path) -> None:

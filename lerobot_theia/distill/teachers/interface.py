@@ -33,6 +33,10 @@ class Teacher(Protocol):
 
     def to(self, device: torch.device) -> None: ...
 
+    def release(self) -> None:
+        """Free its memory, since its features are extracted; called again, it makes itself anew."""
+        ...
+
     def __call__(self, frames: Frames) -> Tensor:
         """Features (B, C, H, W), float32, on the frames' device."""
         ...

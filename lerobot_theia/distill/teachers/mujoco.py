@@ -68,6 +68,9 @@ class MujocoTeacher:
     def to(self, device: torch.device) -> None:
         """Nothing to move: the maps come with the images."""
 
+    def release(self) -> None:
+        """Nothing to free."""
+
     def __call__(self, frames: Frames) -> Tensor:
         truth = frames.truth
         drawn = {

@@ -85,6 +85,9 @@ class PushTTeacher:
     def to(self, device: torch.device) -> None:
         """Nothing to move: the maps are drawn where the state is."""
 
+    def release(self) -> None:
+        """Nothing to free."""
+
     def __call__(self, frames: Frames) -> Tensor:
         return fold(self.draw(frames.truth[STATE]), self.grid)
 
