@@ -22,7 +22,6 @@ from lerobot_theia.cache.shard import (
     ShardLayout,
     ShardWriter,
     check_header,
-    shard_path,
     verify_shard,
 )
 from lerobot_theia.cache.storage import StoredTokens
@@ -104,7 +103,7 @@ def extract(
     record(path / RECORD, teacher)
     shards = [(source, key) for source in sources for key in shard_keys(source, identity)]
     for number, (source, key) in enumerate(shards):
-        file = shard_path(path, source.name, key.shard)
+        file = feature_file(path, source, key)
         mine = number % sharing.processes == sharing.process
         if mine and key.frames and not whole(file, key, layout, path, verify):
             rows = range(key.start, key.start + key.frames)
@@ -117,9 +116,14 @@ def extract(
     sharing.wait()
     opened: dict[str, list[Shard | None]] = {source.name: [] for source in sources}
     for source, key in shards:
-        file = shard_path(path, source.name, key.shard)
+        file = feature_file(path, source, key)
         opened[source.name].append(Shard(file, key, layout, path) if key.frames else None)
     return StoredFeatures(teacher, opened, path)
+
+
+def feature_file(path: Path, source: PackedSource, key: ShardKey) -> Path:
+    """Named by the frames, too: another corpus may call its source the same."""
+    return path / source.name / f"{key.shard:06d}-{source.shards[key.shard].sha256[:12]}.safetensors"
 
 
 def shard_keys(source: PackedSource, identity: str) -> Iterator[ShardKey]:

@@ -10,11 +10,14 @@ UNKNOWN = "unknown"
 
 _PERMISSIVE = (
     "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-3.0", "cc-by-2.0",
-    "cc-by-sa-4.0", "unlicense", "isc", "zlib", "public domain",
+    "cc-by-sa-4.0", "unlicense", "isc", "zlib", "public-domain",
 )  # fmt: skip
 _FORBIDDING = re.compile(
-    r"non-?\s?commercial|\bnc\b|-nc(-|\b)|research[- ]only|research purposes|academic", re.I
+    r"non-?\s?commercial|\b(no|not for|without) commercial|\bnc\b|-nc(-|\b)|academic|"
+    r"research([- ]use)?[- ]only|only for research|for research (use|purposes)|research purposes",
+    re.I,
 )
+_RESTRICTING = re.compile(r"\bonly\b|\bnot\b|\bno\b|except|restrict|research|commercial|\buse\b", re.I)
 
 ALLOWED, FORBIDDEN, UNCLEAR = "allowed", "forbidden", "unclear"
 
@@ -23,8 +26,9 @@ def commercial_use(license: str) -> str:
     """`allowed`, `forbidden` or `unclear`, by the words of a licence; what is not known is unclear."""
     if _FORBIDDING.search(license):
         return FORBIDDEN
-    words = license.lower().strip()
-    if any(words == known or words.startswith(f"{known} (") for known in _PERMISSIVE):
+    name, _, remark = license.lower().partition(" (")
+    name = re.sub(r"[ ,]+(licen[sc]e|version)\b", "", name.strip()).replace(" ", "-")
+    if name in _PERMISSIVE and not _RESTRICTING.search(remark):
         return ALLOWED
     return UNCLEAR
 

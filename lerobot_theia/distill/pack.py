@@ -6,8 +6,10 @@ manifest: a packed source is whole when each of its shards is there and says so.
 """
 
 import importlib.metadata
+import json
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 
 from lerobot_theia.cache.claim import CLAIM_PREFIX, waiting_for
-from lerobot_theia.cache.files import remove_temporaries
+from lerobot_theia.cache.files import publish, remove_temporaries
 from lerobot_theia.distill.arrays import Arrays, arrays_sha256, write_arrays
 from lerobot_theia.distill.errors import DistillError, UnreadableError
 from lerobot_theia.distill.frames import Frame, Frames, Item
@@ -28,6 +30,8 @@ FORMAT_VERSION = 1
 SHARD_ITEMS = 512
 SHOWN = 5
 """Skipped images named in a message."""
+SKIPPED_FILE = "skipped.jsonl"
+"""All of them, where they were too many."""
 
 IMAGES, PIXEL_HASH = "images", "pixel_hash"
 Progress = Callable[[int], None]
@@ -68,7 +72,7 @@ class PackedSource:
         self.ids = [id for shard in shards for id in shard.about["ids"]]
         splits = {item.id: item.split for item in items}
         self.splits = [splits[id] for id in self.ids]
-        self.skipped = [Skipped(*entry) for shard in shards for entry in shard.about["skipped"]]
+        self.skipped = [skipped for shard in shards for skipped in skipped_in(shard, source.name)]
         self._ends = np.cumsum([len(shard.about["ids"]) for shard in shards])
 
     def __len__(self) -> int:
@@ -114,11 +118,11 @@ def pack(
     """Read a source that is not packed yet, or what has changed of it.
 
     Args:
-        allow_skipped: stop when more than this share of the items cannot be read.
+        allow_skipped: raise if more than this share of the items cannot be read.
         progress: called with the number of items that are newly packed, or were there.
 
     Raises:
-        DistillError: naming the items, if too many cannot be read, or if a source has no items.
+        DistillError: naming the items, when all were read and too many cannot be, or if a source has no items.
     """
     items = list(source.items())
     check_items(source.name, items)
@@ -134,8 +138,6 @@ def pack(
     )
     path = settings.root / f"{source.name}-{fingerprint[:12]}"
     shards: list[Arrays] = []
-    skipped: list[Skipped] = []
-    limit = allow_skipped * len(items)
     with waiting_for(path / f"{CLAIM_PREFIX}pack") as claim:  # another process that packs this: let it
         remove_temporaries(path)
         for start in range(0, len(items), SHARD_ITEMS):
@@ -155,12 +157,11 @@ def pack(
                 shard = Arrays(file)
             claim.touch()
             shards.append(shard)
-            skipped += [Skipped(*entry) for entry in shard.about["skipped"]]
-            if len(skipped) > limit:
-                raise too_many(source.name, skipped, len(items), allow_skipped)
             if progress is not None:
                 progress(stop - start)
-    return PackedSource(source, items, shards, path)
+    packed = PackedSource(source, items, shards, path)
+    check_skipped(source.name, packed.skipped, len(items), allow_skipped, path / SKIPPED_FILE)
+    return packed
 
 
 def check_items(name: str, items: Sequence[Item]) -> None:
@@ -175,14 +176,29 @@ def check_items(name: str, items: Sequence[Item]) -> None:
         seen.add(item.id)
 
 
-def too_many(name: str, skipped: Sequence[Skipped], total: int, allowed: float) -> DistillError:
+def skipped_in(shard: Arrays, source: str) -> list[Skipped]:
+    return [Skipped(f"{source}/{id}", reason) for id, reason in shard.about["skipped"]]
+
+
+def check_skipped(name: str, skipped: Sequence[Skipped], total: int, allowed: float, listing: Path) -> None:
+    """Raise DistillError if too many images are left out of `total`, and list all of them in a file, a JSON object a line."""
+    if len(skipped) / total <= allowed:
+        return
+    publish(listing, [(json.dumps(asdict(entry)) + "\n").encode() for entry in skipped])
     named = "; ".join(f"{entry.id}: {entry.reason}" for entry in skipped[:SHOWN])
-    more = f"; and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
-    return DistillError(
+    more = f"; and {len(skipped) - SHOWN} more, all listed in {listing}" if len(skipped) > SHOWN else ""
+    raise DistillError(
         f"{name}: {len(skipped)} of {total} images have to be left out, more than the allowed share of {allowed:g} "
         f"(corpus.allow_skipped): {named}{more}. Mend or remove them, or allow more with "
-        f"corpus.allow_skipped={(len(skipped) + 1) / total:.2g}; what is packed is kept"
+        f"corpus.allow_skipped={rounded_up(len(skipped) / total):g}; what is packed is kept"
     )
+
+
+def rounded_up(share: float) -> float:
+    """To two digits, and never below."""
+    unit = 10.0 ** (math.floor(math.log10(share)) - 1)
+    rounded = math.ceil(share / unit) * unit
+    return float(f"{rounded if rounded >= share else rounded + unit:.2g}")
 
 
 def existing(file: Path, key: dict[str, Any], verify: bool) -> Arrays | None:

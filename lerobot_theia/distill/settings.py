@@ -116,11 +116,19 @@ def settings_from(values: Values) -> DistillSettings:
 
 
 def plain_values(settings: DistillSettings) -> dict[str, Any]:
-    """All settings, defaults too, as JSON values; paths of this machine keep their last part only."""
-    values = dataclasses.asdict(settings)
-    values["output_dir"] = settings.output_dir.name
-    values["cache_root"] = None
-    return values
+    """All settings, defaults too, as JSON values; absolute paths keep their last part only."""
+    return _plain(dataclasses.asdict(settings) | {"output_dir": settings.output_dir.name, "cache_root": None})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, str | Path):
+        text = str(value)
+        return Path(text).name if text.startswith(("/", "~")) else text
+    return value
 
 
 def build(kind: Callable[..., Any], values: Values, where: str) -> Any:

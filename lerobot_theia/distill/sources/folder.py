@@ -2,6 +2,8 @@
 
 import csv
 import functools
+import struct
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,6 +16,10 @@ from lerobot_theia.distill.frames import SPLITS, TRAIN, VALIDATION, Frame, Item
 from lerobot_theia.distill.licenses import required
 from lerobot_theia.distill.sources.interface import Column, as_rgb, reason_of, stamp_of_files
 
+_BROKEN = (
+    UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error,
+)  # fmt: skip
+"""What PIL raises for files that are no whole pictures."""
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"val": VALIDATION, "valid": VALIDATION, "training": TRAIN}
 
 
@@ -95,5 +101,5 @@ def read_image(file: Any) -> Frame | UnreadableError:
         return error
     except FileNotFoundError:
         return UnreadableError("there is no such file")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+    except _BROKEN as error:
         return UnreadableError(reason_of(error))

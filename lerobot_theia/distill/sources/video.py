@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import av
+from av.container import InputContainer
+from av.video.stream import VideoStream
 
 from lerobot_theia.distill.errors import DistillError, UnreadableError
 from lerobot_theia.distill.frames import Frame, Item, split_by_group
@@ -17,7 +19,7 @@ from lerobot_theia.distill.sources.interface import Column, reason_of, stamp_of_
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 EARLY_S = 1e-3
-"""A frame that comes so much before its time is taken for it: time stamps are rounded."""
+"""Time stamps are rounded: what comes so much later than a sample's time still counts as shown at that time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,8 @@ class VideoSource:
 
     Args:
         path: the folder, or one video.
-        fps: frames taken of each second of video; sample k is the first frame at or after k / fps seconds.
+        fps: frames taken of each second of video, at most as many as it has; sample k is the frame that is shown at
+            k / fps seconds.
         validation: share of the videos held out.
         license: of the videos.
     """
@@ -58,7 +61,7 @@ class VideoSource:
         }
 
     def identity(self) -> Mapping[str, Any]:
-        return {"type": "video", "version": 1, "fps": self.fps}
+        return {"type": "video", "version": 2, "fps": self.fps}
 
     def items(self) -> Sequence[Item]:
         videos = [self._id(video) for video, _ in self._samples]
@@ -85,28 +88,51 @@ class VideoSource:
         else:
             videos = sorted(f for f in self.path.rglob("*") if f.suffix.lower() in EXTENSIONS)
         return [
-            (video, k) for video in videos for k in range(math.ceil(duration(video, self.name) * self.fps))
+            (video, k)
+            for video in videos
+            for k in range(math.ceil(duration(video, self.fps, self.name) * self.fps))
         ]
 
 
-def duration(video: Path, source: str) -> float:
-    """Seconds, as the file's header says; nothing is decoded."""
+def duration(video: Path, fps: float, source: str) -> float:
+    """Seconds of the pictures, as the file's headers say; nothing is decoded.
+
+    Raises:
+        DistillError: if it is no video, or has fewer than `fps` frames per second.
+    """
     try:
         with av.open(str(video)) as container:
             stream = container.streams.video[0]
-            if stream.duration is not None and stream.time_base is not None:
-                return float(stream.duration * stream.time_base)
-            if container.duration is not None:
-                return container.duration / av.time_base
+            rate, seconds = stream.average_rate, shown_for(container, stream)
     except (av.FFmpegError, OSError, IndexError) as error:
         raise DistillError(
             f"source {source!r}: {video} is no readable video ({error}); mend or remove it"
         ) from error
-    raise DistillError(f"source {source!r}: the header of {video} has no duration; remux it (ffmpeg -c copy)")
+    if rate is not None and fps > 1.001 * rate:
+        raise DistillError(
+            f"source {source!r}: fps is {fps:g}, but {video} has {float(rate):g} frames per second, which would be taken "
+            "twice; lower fps"
+        )
+    return seconds
+
+
+def shown_for(container: InputContainer, stream: VideoStream) -> float:
+    """Seconds from the first frame to the end of the last."""
+    assert stream.time_base is not None
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    # The container's duration may be that of its sound.
+    spans = [
+        (each.pts, each.pts + (each.duration or 0))
+        for each in container.demux(stream)
+        if each.pts is not None
+    ]
+    begins, ends = zip(*spans, strict=True) if spans else ((0,), (0,))
+    return float((max(ends) - min(begins)) * stream.time_base)
 
 
 def frames_at(video: Path, times: Sequence[float]) -> Iterator[Frame | UnreadableError]:
-    """The first frame at or after each of the ascending times, decoding forward from the key frame before."""
+    """The frame that is shown at each of the ascending times, decoding forward from the key frame before."""
     waiting = list(times)
     problem = "the video ends before it"
     try:
@@ -114,13 +140,17 @@ def frames_at(video: Path, times: Sequence[float]) -> Iterator[Frame | Unreadabl
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             assert stream.time_base is not None
-            begin = stream.start_time or 0
+            begin, tick = stream.start_time or 0, float(stream.time_base)
             container.seek(int(waiting[0] / stream.time_base) + begin, stream=stream, backward=True)
-            for frame in container.decode(stream):
-                if frame.pts is None:
-                    continue
-                at = float((frame.pts - begin) * stream.time_base)
-                while waiting and at >= waiting[0] - EARLY_S:
+            frames = (frame for frame in container.decode(stream) if frame.pts is not None)
+            for frame, after in itertools.pairwise(itertools.chain(frames, [None])):
+                assert frame is not None and frame.pts is not None
+                if after is not None and after.pts is not None:
+                    ends = (after.pts - begin) * tick - EARLY_S
+                else:
+                    lasts = frame.duration * tick if frame.duration else 1 / float(stream.average_rate or 1)
+                    ends = (frame.pts - begin) * tick + lasts + EARLY_S
+                while waiting and waiting[0] < ends:
                     waiting.pop(0)
                     yield Frame(frame.to_ndarray(format="rgb24"))
                 if not waiting:

@@ -111,12 +111,31 @@ class WebdatasetSource:
                             folder = entry.name.rpartition("/")[0]
                             key = f"{folder}/{key}" if folder not in ("", ".") else key
                             members.append(Member(shard, key, entry.offset_data, entry.size))
+                    check_end(shard, tar.offset)
             except (tarfile.TarError, OSError) as error:
                 raise DistillError(
                     f"source {self.name!r}: {shard} is no readable, uncompressed tar file ({error}); copy it again, or "
                     "leave it out"
                 ) from error
         return members
+
+
+def check_end(shard: Path, offset: int) -> None:
+    """What follows the last member is the mark of the end, zeros only. `tarfile` also stops, in silence, at a header that
+    is damaged or missing: then members would be lost.
+
+    Raises:
+        tarfile.ReadError: if there is anything else, or nothing.
+    """
+    with shard.open("rb") as file:
+        file.seek(offset)
+        rest = file.read(tarfile.BLOCKSIZE)
+        whole = len(rest) == tarfile.BLOCKSIZE
+        while whole and rest:
+            whole = not rest.strip(b"\0")
+            rest = file.read(1 << 20)
+    if not whole:
+        raise tarfile.ReadError(f"it breaks off or is damaged at byte {offset:,}")
 
 
 def expand(pattern: str) -> list[str]:
