@@ -1,5 +1,6 @@
 """MuJoCo as a source and as a teacher: what a picture shows, and what is said of it, are the same view."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,6 +128,16 @@ def test_the_teacher_stacks_and_folds(shots: tuple[Frame, Frame]) -> None:
     assert small(frames).shape == (2, 3, 16, 16)
     with pytest.raises(DistillError, match=r"maps .'colour'.; choose from depth, segmentation, normals"):
         MujocoTeacher(maps=("colour",))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere there is a screen")
+def test_without_a_screen_the_error_names_the_variable_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    model = mujoco.MjModel.from_xml_string(SCENE)
+    for _ in range(2):
+        with pytest.raises(DistillError, match=r"cannot render here .*no screen.* MUJOCO_GL=osmesa"):
+            Photographer(model, (48, 64))
 
 
 def test_truth_keeps_the_form_of_the_picture() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -77,6 +79,13 @@ def cannot_render(error: Exception) -> DistillError:
     return DistillError(f"MuJoCo cannot render here ({type(error).__name__}: {error}). {RENDERING_HELP}")
 
 
+def check_screen() -> None:
+    """Without MUJOCO_GL, MuJoCo on Linux draws on a screen. Where there is none, its second attempt ends the process."""
+    screens = ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")
+    if sys.platform.startswith("linux") and not any(map(os.environ.get, screens)):
+        raise cannot_render(RuntimeError("MUJOCO_GL is not set, and there is no screen"))
+
+
 class Photographer:
     """Takes pictures of one model.
 
@@ -87,6 +96,7 @@ class Photographer:
 
     def __init__(self, model: mujoco.MjModel, size: tuple[int, int], placed: Iterable[int] = ()) -> None:
         self._mujoco = import_mujoco()
+        check_screen()
         self._model = model
         self._categories = geom_categories(self._mujoco, model, set(placed))
         height, width = truth_shape(*size)
