@@ -7,12 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+
 from benchmarks.quality.arms import Arm
 from benchmarks.quality.places import Work, repo_id
 from benchmarks.quality.settings import Experiment, Suite, Training
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
+WARM_UP = 0.05
+"""Of its steps, a training has at most so many with a rising learning rate. The preset of LeRobot's diffusion has 500, more than
+some of the slow arms take."""
 
 
 def environment(suite: Suite, device: str) -> dict[str, str]:
@@ -73,7 +78,7 @@ def train(
     return [
         str(BIN / "lerobot-train"), f"--policy.type={arm.policy}",
         *(f"--policy.{name}={value(each)}" for name, each in flags.items()),
-        *(f"--{name}={value(each)}" for name, each in training.optimization.items()),
+        *(f"--{name}={value(each)}" for name, each in optimization(training, steps).items()),
         f"--policy.device={training.device}", "--policy.push_to_hub=false",
         f"--dataset.repo_id={repo_id(suite, task, arm.sees)}", f"--dataset.root={work.dataset(suite, task, arm.sees)}",
         f"--dataset.episodes={value(list(range(training.demonstrations)))}",
@@ -82,6 +87,16 @@ def train(
         *([f"--save_freq={save_every}"] if save_every else ["--save_checkpoint=false"]),
         f"--output_dir={output}",
     ]  # fmt: skip
+
+
+def optimization(training: Training, steps: int) -> dict[str, Any]:
+    """As configured; but of few steps the warm-up is a part only."""
+    flags = dict(training.optimization)
+    if training.arm.family == "diffusion":
+        flags.setdefault("policy.scheduler_warmup_steps", DiffusionConfig.scheduler_warmup_steps)
+    for name in flags.keys() & {"policy.scheduler_warmup_steps", "scheduler.num_warmup_steps"}:
+        flags[name] = min(flags[name], max(1, round(WARM_UP * steps)))
+    return flags
 
 
 def resume(checkpoint: Path) -> list[str]:

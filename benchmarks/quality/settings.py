@@ -122,9 +122,15 @@ class Training:
         }  # fmt: skip
 
     @property
+    def demos(self) -> str:
+        """`260demos`; or `100of260demos`, whose tokens were standardised with those of all."""
+        of = "" if self.demonstrations == self.suite.recorded else f"of{self.suite.recorded}"
+        return f"{self.demonstrations}{of}demos"
+
+    @property
     def name(self) -> str:
         return "--".join(
-            (self.suite.name, self.task, slug(self.arm.name), f"{self.demonstrations}demos", f"seed{self.seed}",
+            (self.suite.name, self.task, slug(self.arm.name), self.demos, f"seed{self.seed}",
              str(Budget(kind=self.kind, amount=self.most, of=self.most)))
         )  # fmt: skip
 

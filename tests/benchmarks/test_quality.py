@@ -238,8 +238,8 @@ def test_names_say_what_it_is_and_are_always_the_same() -> None:
     overrides = ("arms=[theia_act@outputs/my enc]", "seeds=[2]", "demonstrations=[50]", "minutes=[30,120]")
     first, second = (plan(*overrides)[0].experiments(200) for _ in range(2))
     assert [each.name for each in first] == [
-        "pusht--pusht--theia_act@my-enc--50demos--seed2--30of120min",
-        "pusht--pusht--theia_act@my-enc--50demos--seed2--120min",
+        "pusht--pusht--theia_act@my-enc--50of260demos--seed2--30of120min",
+        "pusht--pusht--theia_act@my-enc--50of260demos--seed2--120min",
     ]
     assert [digest(each.settings) for each in first] == [digest(each.settings) for each in second]
 
@@ -539,8 +539,8 @@ def test_status_tells_what_is_left_and_how_long_it_takes(measured: Results) -> N
     steps = plan("arms=[act,diffusion]", "demonstrations=[100]", "seeds=[1]", "minutes=[]", "steps=[500]")
     text = status(steps, measured, 10)
     # 500 steps at 0.885 s, and 10 episodes at 2 s, are 7 min 43 s.
-    assert "--act--100demos--seed1--500steps: 0 of 1 done, about 8 min left" in text
-    assert "--diffusion--100demos--seed1--500steps: 0 of 1 done, time unknown" in text
+    assert "--act--100of260demos--seed1--500steps: 0 of 1 done, about 8 min left" in text
+    assert "--diffusion--100of260demos--seed1--500steps: 0 of 1 done, time unknown" in text
     assert text.endswith("left: about 8 min, and 1 training(s) of whose kind none was measured here")
 
 
