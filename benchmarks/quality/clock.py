@@ -9,6 +9,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Record:
     out_of_time: bool = False
     """The clock ended it before its last step."""
     finished: bool = False
+    machine: str = ""
 
     @classmethod
     def load(cls, path: Path) -> "Record | None":
@@ -52,6 +54,12 @@ class Record:
         beside = path.with_suffix(".tmp")
         beside.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
         os.replace(beside, path)
+
+    def keep(self, steps: Collection[int]) -> None:
+        """Drop what is known of other checkpoints: they were announced, but not written."""
+        for kept in (self.seconds, self.losses):
+            for each in kept.keys() - set(steps):
+                del kept[each]
 
     def forget_after(self, step: int) -> None:
         """Drop what is known of later checkpoints: they are made again."""

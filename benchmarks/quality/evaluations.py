@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.intervals import bootstrap_mean, wilson
+import numpy as np
+
+from benchmarks.quality.intervals import bootstrap_mean, independent, wilson
 
 KEPT_VIDEOS = 2
 """Of successes, and of failures. lerobot-eval films the first ten episodes."""
@@ -34,7 +36,7 @@ def read(output: Path, episodes: int, first_seed: int) -> dict[str, Any]:
             f"{output}/eval_info.json has {len(rewards)} rewards and {len(successes)} successes; wanted {episodes} episodes"
         )
     return {
-        **summary(rewards, successes),
+        **summary([rewards], [successes]),
         "seconds": info["overall"]["eval_s"],
         "max_rewards": rewards,
         "successes": [int(each) for each in successes],
@@ -43,17 +45,22 @@ def read(output: Path, episodes: int, first_seed: int) -> dict[str, Any]:
     }
 
 
-def summary(rewards: Sequence[float], successes: Sequence[bool | int]) -> dict[str, Any]:
+def summary(rewards: Sequence[Sequence[float]], successes: Sequence[Sequence[bool | int]]) -> dict[str, Any]:
     """Rates with their 95 % intervals: Wilson's of success, bootstrap of the mean of each episode's best reward; and
-    the share of episodes that got stuck before they did anything useful."""
-    won = sum(map(bool, successes))
+    the share of episodes that got stuck before they did anything useful.
+
+    Args:
+        rewards, successes: (S, n) of S policies, each from the same n starts. Intervals are of the starts.
+    """
+    best, won = np.asarray(rewards, dtype=np.float64), np.asarray(successes, dtype=np.float64)
+    rate, episodes = float(won.mean()), independent(won)
     return {
-        "episodes": len(successes),
-        "success_rate": won / len(successes),
-        "success_interval": list(wilson(won, len(successes))),
-        "mean_max_reward": sum(rewards) / len(rewards),
-        "mean_max_reward_interval": list(bootstrap_mean(rewards)),
-        "stuck": sum(reward < STUCK_BELOW for reward in rewards) / len(rewards),
+        "episodes": won.size,
+        "success_rate": rate,
+        "success_interval": list(wilson(rate * episodes, episodes)),
+        "mean_max_reward": float(best.mean()),
+        "mean_max_reward_interval": list(bootstrap_mean(best.mean(axis=0).tolist())),
+        "stuck": float((best < STUCK_BELOW).mean()),
     }
 
 

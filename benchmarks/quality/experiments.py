@@ -138,13 +138,14 @@ def encoder(training: Training, work: Work) -> dict[str, Any] | None:
     if training.arm.encoder is None:
         return None
     report = json.loads(work.precompute(training.suite, training.task, training.arm).read_text())
+    frames, per_s = report["frames_encoded"] + report["frames_kept"], report["frames_per_s"] or None
     manifest = json.loads((commands.CHECKOUT / report["path"] / "manifest.json").read_text())
     return {
         "name": encoder_name(training.arm),
         "weights_sha256": manifest["identity"]["encoder"]["weights_sha256"],
-        "frames": report["frames_encoded"] + report["frames_kept"],
-        "frames_per_s": report["frames_per_s"] or None,
-        "seconds": report["seconds"],
+        "frames": frames,
+        "frames_per_s": per_s,
+        "seconds": frames / per_s if per_s else report["seconds"],  # also if it was interrupted
         "cores": report["cores"],
     }
 

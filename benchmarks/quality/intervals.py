@@ -10,8 +10,10 @@ Z = 1.959963984540054
 RESAMPLES = 10_000
 
 
-def wilson(successes: int, episodes: int) -> tuple[float, float]:
+def wilson(successes: float, episodes: float) -> tuple[float, float]:
     """95 % interval of a success rate, in [0, 1]. Unlike rate ± error, it also holds for 0 and all successes.
+
+    Of an effective number of episodes (see `independent`), neither need be whole.
 
     Raises:
         ValueError: unless 0 <= successes <= episodes and there is an episode.
@@ -26,6 +28,20 @@ def wilson(successes: int, episodes: int) -> tuple[float, float]:
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == episodes else centre + half
     return low, high
+
+
+def independent(outcomes: np.ndarray) -> float:
+    """So many independent episodes would say as much of the success rate as `outcomes` (S, n) do: S policies, each from
+    the same n starts. What is hard for one is hard for the others, so that there are fewer than S n.
+
+    The rate's variance is that of the starts' means over n, an independent episode's rate (1 - rate): the design effect of
+    Kish, Survey Sampling (1965), with starts as clusters.
+    """
+    policies, starts = outcomes.shape
+    rate, variance = outcomes.mean(), outcomes.mean(axis=0).var()
+    if variance == 0:  # all succeed, or none does
+        return float(starts)
+    return float(min(rate * (1 - rate) / variance, policies) * starts)
 
 
 def bootstrap_mean(values: Sequence[float]) -> tuple[float, float]:

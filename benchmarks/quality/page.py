@@ -24,27 +24,34 @@ python benchmarks/quality/report.py
 ```
 
 Questions are files of `benchmarks/quality/configs/question`, arms of `configs/arm`, suites of `configs/suite`. All arms
-of a comparison have the same demonstrations, policy sizes, optimizer, seeds and machine, each the cores for itself. Their
+of a comparison have the same demonstrations, policy sizes, optimizer, seeds and machine, each with cores of its own. Their
 commands are LeRobot's own (`action=commands` prints them). Time is training time from the first step on, loading of
 batches included. The learning rate falls as a cosine to the end of a training. One training goes to the largest budget;
 a smaller one is a checkpoint on its way, where the learning rate has not yet fallen. How many steps fit into the time
-is measured before; ⏱ marks trainings that became slower, so that the clock ended them early. What encoding frames once
+is measured before; ⏱ marks trainings that became slower, so that the clock ended them before the learning rate had fallen,
+◔ those that became faster, and left more than a twentieth of their time. What encoding frames once
 took is stated beside, not in, the time; where it had another number of cores than training, that too.
 
+`theia-tiny-sim` has learned before any of this, in 215 minutes of two cores, from pictures of PushT, Meta-World and ALOHA and what their
+simulators know of them ([how](distillation.md#theia-tiny-sim)); what trains on raw RGB begins from nothing. Where the same was asked
+of an untrained encoder, its arm is called `@random-tiny`. LeRobot's `act` on raw RGB has a frozen batch norm, which without
+ImageNet's weights normalises nothing.
+
 Success: rate and its 95 % Wilson interval over the episodes of all seeds of training, then the rate of each seed. The
-interval says what another set of starts might give, not another seed. Mean max reward: the mean over episodes of the best
-reward in each, with a 95 % bootstrap interval. Stuck: the share of episodes whose best reward stays below 0.1; there the
+interval says what another set of starts might give, not another seed; since the policies of all seeds meet the same starts, it is
+that of fewer episodes than there were. Mean max reward: the mean over episodes of the best
+reward in each, with a 95 % bootstrap interval of the starts. Stuck: the share of episodes whose best reward stays below 0.1; there the
 policy mostly moves to and fro, or in a circle, beside a block that it never comes to push.
 """
 
 
 def write(machines: dict[str, list[Result]], page: Path) -> None:
-    """The page, and `images/quality-<machine>-<suite>.png` beside it."""
+    """The page, and `images/quality-<machine>-<suite>.png` beside it. Videos that lie in `videos/<experiment>/` are linked."""
     parts = [INTRODUCTION]
     if not machines:
         parts.append("**Nothing has been measured yet.**\n")
     for name, results in machines.items():
-        parts.append(section(name, results, page.parent / "images"))
+        parts.append(section(name, results, page.parent / "images", page.parent / "videos"))
     everything = [result for results in machines.values() for result in results]
     parts.append("## What was not measured\n")
     parts += [f"- {gap.what}: {gap.why}." for gap in beyond(everything)]
@@ -53,7 +60,7 @@ def write(machines: dict[str, list[Result]], page: Path) -> None:
     page.write_text("\n".join(parts).rstrip() + "\n")
 
 
-def section(name: str, results: Sequence[Result], images: Path) -> str:
+def section(name: str, results: Sequence[Result], images: Path, videos: Path) -> str:
     """What was found on one machine."""
     found = rows(results)
     lines = [
@@ -82,6 +89,7 @@ def section(name: str, results: Sequence[Result], images: Path) -> str:
             f"![Success against steps, time and demonstrations](images/{picture.name})",
             "",
             *itertools.chain.from_iterable(tables(own)),
+            *films(own, videos),
         ]
     return "\n".join(lines) + "\n"
 
@@ -141,12 +149,24 @@ def line(row: Row) -> str:
         f"{summary['mean_max_reward']:.3f} [{least:.3f}, {most:.3f}]",
         f"{summary['stuck']:.1%}",
         f"{summary['episodes']}",
-        f"{row.steps:,.0f}{' ⏱' if row.cut_off else ''}",
+        f"{row.steps:,.0f}{' ⏱' if row.cut_off else ''}{' ◔' if row.unfilled else ''}",
         f"{row.minutes:.1f}",
         row.encoding,
         f"{sum(losses) / len(losses):.3f}" if losses else "",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def films(rows: Sequence[Row], videos: Path) -> list[str]:
+    """Links to what was filmed of successes and failures, as far as it was copied from the work folder."""
+    lines = []
+    for result in (result for row in rows for result in row.results):
+        names = [name for kind in ("successes", "failures") for name in result["videos"][kind]]
+        there = [name for name in names if (videos / result["name"] / name).is_file()]
+        if there:
+            links = ", ".join(f"[{Path(name).stem}](videos/{result['name']}/{name})" for name in there)
+            lines.append(f"- `{result['settings']['arm']}`, {spelled(Row((result,)).budget)}: {links}")
+    return ["Filmed, among the first ten episodes:", "", *lines, ""] if lines else []
 
 
 def weights(row: Row) -> str:

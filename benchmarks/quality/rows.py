@@ -10,6 +10,7 @@ from benchmarks.quality.evaluations import summary
 from benchmarks.quality.settings import Budget, digest
 
 Result = dict[str, Any]
+FILLED = 0.95
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class Row:
     def summary(self) -> dict[str, Any]:
         """Of the episodes of all seeds. The intervals are of the evaluation's starts, not of the seeds of training."""
         evaluations = [each["evaluation"] for each in self.results]
-        rewards = [reward for each in evaluations for reward in each["max_rewards"]]
-        return summary(rewards, [won for each in evaluations for won in each["successes"]])
+        return summary(
+            [each["max_rewards"] for each in evaluations], [each["successes"] for each in evaluations]
+        )
 
     @property
     def success(self) -> float:
@@ -60,6 +62,14 @@ class Row:
     def cut_off(self) -> bool:
         """Whether the clock ended one before all the steps that its schedule was for."""
         return any(each["training"]["out_of_time"] for each in self.results)
+
+    @property
+    def unfilled(self) -> bool:
+        """Whether one left more than a twentieth of its time, having become faster than was measured before."""
+        budget = self.budget
+        return budget.kind == "minutes" and any(
+            each["training"]["seconds"] < FILLED * 60 * budget.amount for each in self.results
+        )
 
     @property
     def steps(self) -> float:

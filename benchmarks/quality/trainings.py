@@ -15,15 +15,14 @@ from benchmarks.quality.checkpoints import checkpoints, last_checkpoint, stride
 from benchmarks.quality.clock import Clock, Rate, Record
 from benchmarks.quality.places import Work
 from benchmarks.quality.processes import run
-from benchmarks.quality.settings import Training, digest
+from benchmarks.quality.rows import FILLED
+from benchmarks.quality.settings import SettingsError, Training, digest
 
 MANY_STEPS = 10**9
 SAVES_IN_TIME = 24
 """Checkpoints of a training by the clock: the last one before each time is evaluated."""
 SPARE = 0.97
 """Of the steps that should fit into a time, so that a slightly slower stretch does not cut the last ones off."""
-ENOUGH = 0.85
-"""Of its time, a training took so much or more, or that is said."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,12 @@ class Runner:
         """To its last step or the end of its time; what was interrupted goes on from its last checkpoint."""
         folder = self.work.training(training)
         record_path, output, log = folder / "record.json", folder / "run", folder / "train.log"
-        record = Record.load(record_path)
+        record, machine = Record.load(record_path), common.slug(common.machine())
+        if record is not None and record.machine not in ("", machine):
+            raise SettingsError(
+                f"{folder} was trained on {record.machine}, this is {machine}: its times would be another machine's. Give "
+                "this one a work folder of its own, work=..."
+            )
         if record is not None and record.finished:
             return record
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +84,7 @@ class Runner:
         checkpoint = last_checkpoint(output, record)
         if record is None or checkpoint is None:
             shutil.rmtree(output, ignore_errors=True)
-            record = Record(**self._length(training))
+            record = Record(**self._length(training), machine=machine)
             command, before = self._from_the_beginning(training, output, record), 0.0
         else:
             record.forget_after(int(checkpoint.name))
@@ -90,11 +94,12 @@ class Runner:
         record.save(record_path)
         busy = common.busy()
         self.command(training, command, log, Clock(record, record_path, before=before, limit_s=limit_s))
+        record.keep([int(each.name) for each in checkpoints(output)])
         record.cores_used_by_others = others_busy(busy, common.busy())
         record.finished = True
         record.save(record_path)
         took = max(record.seconds.values(), default=0.0)
-        if limit_s is not None and took < ENOUGH * limit_s:
+        if limit_s is not None and took < FILLED * limit_s:
             print(
                 f"  took {took / 60:.1f} of {training.most:g} minutes: faster than measured before. To fill the time, remove "
                 f"{folder} and {self.work.root / 'rates'} and run this again, with nothing beside it",
@@ -108,7 +113,7 @@ class Runner:
             log_every=max(1, record.save_every // 10),
         )  # fmt: skip
 
-    def _length(self, training: Training) -> dict[str, int]:
+    def _length(self, training: Training) -> dict[str, Any]:
         """`steps` and `save_every`."""
         if training.kind == "steps":
             return {
@@ -121,7 +126,7 @@ class Runner:
     def _rate(self, training: Training) -> float:
         """Steps per second of a short training like this one; measured once for all seeds."""
         alike = {name: each for name, each in training.settings.items() if name not in ("seed", "budget")}
-        folder = self.work.root / "rates" / digest(alike)
+        folder = self.work.root / "rates" / digest(alike | {"machine": common.slug(common.machine())})
         found = folder / "rate.json"
         if found.is_file():
             return float(json.loads(found.read_text())["steps_per_s"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import draccus
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -19,7 +20,7 @@ from benchmarks.quality.checkpoints import checkpoint_step, stride
 from benchmarks.quality.clock import Clock, Rate, Record
 from benchmarks.quality.evaluations import summary
 from benchmarks.quality.gaps import CONFIGS, beyond, gaps
-from benchmarks.quality.intervals import bootstrap_mean, overlap, wilson
+from benchmarks.quality.intervals import bootstrap_mean, independent, overlap, wilson
 from benchmarks.quality.page import write
 from benchmarks.quality.places import Work
 from benchmarks.quality.plan import make_plan
@@ -69,6 +70,20 @@ def test_bootstrap_interval_is_that_of_a_normal_mean_where_there_is_one() -> Non
     assert bootstrap_mean(values) == pytest.approx((mean - error, mean + error), abs=0.2 * error)
     assert bootstrap_mean(values) == bootstrap_mean(values)
     assert bootstrap_mean([0.5, 0.5]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("policies", [1, 2, 3])
+def test_policies_from_the_same_starts_say_less_than_as_many_episodes(policies: int) -> None:
+    won = np.array([0, 1, 1, 0, 1, 0, 0, 0], dtype=float)
+    assert independent(np.stack([won] * policies)) == pytest.approx(8), "the same again says nothing new"
+    others = np.stack([np.roll(won, 3 * number) for number in range(policies)])
+    assert 8 <= independent(others) <= 8 * policies + 1e-9
+    assert independent(np.zeros((policies, 8))) == 8
+
+
+def test_policies_that_fail_elsewhere_say_as_much_as_as_many_episodes() -> None:
+    rng = np.random.default_rng(0)
+    assert independent((rng.random((3, 100_000)) < 0.4).astype(float)) == pytest.approx(300_000, rel=0.02)
 
 
 def test_intervals_overlap_where_they_touch() -> None:
@@ -213,6 +228,22 @@ def test_an_arm_with_another_encoder_differs_in_nothing_else() -> None:
 def test_what_cannot_be_is_said_before_anything_runs(overrides: list[str], message: str) -> None:
     with pytest.raises((ArmError, SettingsError), match=message):
         plan(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("arm", "flag", "usual"),
+    [
+        ("act", "--scheduler.num_warmup_steps", 100),
+        ("theia_act_2x2", "--scheduler.num_warmup_steps", 100),
+        ("diffusion", "--policy.scheduler_warmup_steps", 500),
+        ("theia_diffusion_2x2", "--policy.scheduler_warmup_steps", 500),
+    ],
+)
+def test_no_arm_spends_its_training_on_the_warm_up(arm: str, flag: str, usual: int, tmp_path: Path) -> None:
+    (training,) = plan(f"arms=[{arm}]", "seeds=[1]", "minutes=[30]")
+    for steps, expected in {520: 26, 1000: 50, 50_000: usual, 3: 1}.items():
+        command = commands.train(training, Work(tmp_path), tmp_path, steps=steps, save_every=0, log_every=1)
+        assert f"{flag}={expected}" in command
 
 
 # --- names, digests, budgets
@@ -397,11 +428,12 @@ def result(
             if theia
             else None,
             "evaluation": {
-                **summary(rewards, successes),
+                **summary([rewards], [successes]),
                 "seconds": 2.0 * len(rewards),
                 "max_rewards": rewards,
                 "successes": successes,
             },
+            "videos": {"successes": ["success-0.mp4"], "failures": []},
             "machine": {"cpu": "A CPU", "cores": 2, "memory_gb": 8, "gpu": None},
             "versions": {"lerobot": "0.6.1"},
             "date": "2026-01-02",
@@ -427,7 +459,10 @@ def test_rows_take_seeds_together_and_keep_other_settings_apart(measured: Result
     theia = found["theia_act"]
     assert theia.by_seed == [0.6, 0.8]
     assert theia.success == 0.7
-    assert theia.summary["success_interval"] == pytest.approx(wilson(14, 20))
+    # The starts' means are 1 (six), 0.5 (two) and 0 (two): a variance of 0.16, where independent episodes have 0.21.
+    episodes = 10 * 0.21 / 0.16
+    assert theia.summary["success_interval"] == pytest.approx(wilson(0.7 * episodes, episodes))
+    assert theia.summary["episodes"] == 20
     assert theia.summary["mean_max_reward"] == pytest.approx((6 + 3.2 + 8 + 1.8) / 20)
     assert theia.minutes == 15 and found["act"].minutes == 14.75
 
@@ -448,21 +483,26 @@ def test_minutes_of_encoding_are_said_to_be_of_other_cores_than_training_had(tmp
 
 
 def test_episodes_are_stuck_whose_best_reward_stays_below_a_tenth() -> None:
-    assert summary([0.0, 0.09, 0.1, 1.0], [0, 0, 0, 1])["stuck"] == 0.5
-    assert summary([0.1, 1.0], [0, 1])["stuck"] == 0
+    assert summary([[0.0, 0.09, 0.1, 1.0]], [[0, 0, 0, 1]])["stuck"] == 0.5
+    assert summary([[0.1, 1.0], [0.0, 1.0]], [[0, 1], [0, 1]])["stuck"] == 0.25
 
 
 def test_aims_are_met_missed_or_not_measured(measured: Results) -> None:
     success, reward, time, steps = aims(rows(measured.all()))
     assert success.met is True and "70.0%" in success.found
     assert reward.met is True and "0.950" in reward.found
-    assert time.met is True and "theia_act" in time.found and "against 0.0% (act" in time.found
+    assert time.met is True and "theia_act" in time.found and "against 0.0%, 0.500 (act" in time.found
+    assert "15.0 minutes and 1.5 of encoding) against" in time.found and time.found.endswith(
+        ", 14.8 minutes)"
+    )
     assert steps.met is None and steps.found == "not measured"
     assert [each.met for each in aims([])] == [None] * 4
 
     (raw,) = plan("arms=[diffusion]", "seeds=[1]", "minutes=[15]", "demonstrations=[100]")
     result(measured, raw, [1.0] * 200, seconds=880.0)
     assert aims(rows(measured.all()))[2].met is False
+    result(measured, raw, [0.999] * 200, seconds=880.0)
+    assert aims(rows(measured.all()))[2].met is False, "not in reward, though in success"
 
 
 def test_one_policy_has_to_meet_both_aims(tmp_path: Path) -> None:
@@ -485,7 +525,7 @@ def test_page_has_rates_intervals_verdicts_pictures_and_what_is_missing(
     write({"a-machine": measured.all()}, page)
     text = page.read_text()
 
-    low, high = wilson(14, 20)
+    low, high = wilson(0.7 * 10 * 0.21 / 0.16, 10 * 0.21 / 0.16)
     assert f"| `theia_act` | pusht | 70.0% [{low:.1%}, {high:.1%}] | 60% 80% | 0.950 [" in text
     assert "**100 demonstrations, 15 minutes of training**" in text
     assert "A CPU, 2 cores, 8 GB, no GPU. Measured 2026-01-02 with lerobot 0.6.1." in text
@@ -499,10 +539,27 @@ def test_page_has_rates_intervals_verdicts_pictures_and_what_is_missing(
     picture = page.parent / "images" / "quality-a-machine-pusht.png"
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 100_000
     assert f"(images/{picture.name})" in text
+    assert "videos/" not in text
 
     before = text, picture.read_bytes()
     write({"a-machine": measured.all()}, page)
     assert (page.read_text(), picture.read_bytes()) == before
+
+
+def test_page_links_videos_that_are_there_and_marks_time_that_was_not_filled(
+    measured: Results, tmp_path: Path
+) -> None:
+    (training,) = plan("arms=[act]", "seeds=[2]", "minutes=[15]", "demonstrations=[100]")
+    result(measured, training, [0.5] * 10, seconds=840.0)
+    name = training.experiments(10)[0].name
+    film = tmp_path / "videos" / name / "success-0.mp4"
+    film.parent.mkdir(parents=True)
+    film.write_bytes(b"film")
+    write({"a-machine": measured.all()}, tmp_path / "quality.md")
+    text = (tmp_path / "quality.md").read_text()
+    assert f"- `act`, 15 minutes of training: [success-0](videos/{name}/success-0.mp4)" in text
+    assert text.count("](videos/") == 1
+    assert "| 1,000 ⏱ ◔ | 14.4 |" in text, "14.75 and 14 minutes: the second left more than a twentieth"
 
 
 def test_page_without_results_says_so(tmp_path: Path) -> None:

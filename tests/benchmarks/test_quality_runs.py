@@ -169,6 +169,23 @@ def test_only_evaluated_policies_stay(bench: Bench) -> None:
         bench.start("steps=[10,40]")
 
 
+def test_a_training_is_not_taken_for_one_of_another_machine(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.start("steps=[4]")
+    monkeypatch.setattr(
+        common, "machine", lambda: {"cpu": "Another", "cores": 64, "memory_gb": 8, "gpu": None}
+    )
+    with pytest.raises(SettingsError, match=r"was trained on .*, this is 64-core-another: .* work="):
+        bench.start("steps=[4]")
+
+
+def test_a_checkpoint_that_was_announced_and_not_written_does_not_count() -> None:
+    record = clock.Record(steps=4, save_every=2, seconds={2: 1.0, 4: 2.0}, losses={2: 0.5, 4: 0.25})
+    record.keep([2])
+    assert (record.seconds, record.losses) == ({2: 1.0}, {2: 0.5})
+
+
 def test_a_time_budget_is_measured_filled_and_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN_STEP_S", "0.02")
     monkeypatch.setattr(clock, "SETTLE_S", 0.1)
