@@ -11,13 +11,10 @@ from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 
 from benchmarks.quality.arms import Arm
 from benchmarks.quality.places import Work, repo_id
-from benchmarks.quality.settings import Experiment, Suite, Training
+from benchmarks.quality.settings import WARM_UP, Experiment, Suite, Training
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-WARM_UP = 0.05
-"""Of its steps, a training has at most so many with a rising learning rate. The preset of LeRobot's diffusion has 500, more than
-some of the slow arms take."""
 
 
 def environment(suite: Suite, device: str) -> dict[str, str]:

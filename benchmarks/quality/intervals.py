@@ -39,9 +39,9 @@ def independent(outcomes: np.ndarray) -> float:
     """
     policies, starts = outcomes.shape
     rate, variance = outcomes.mean(), outcomes.mean(axis=0).var()
-    if variance == 0:  # all succeed, or none does
+    if rate in (0, 1):
         return float(starts)
-    return float(min(rate * (1 - rate) / variance, policies) * starts)
+    return float(starts * (policies if variance == 0 else min(rate * (1 - rate) / variance, policies)))
 
 
 def bootstrap_mean(values: Sequence[float]) -> tuple[float, float]:

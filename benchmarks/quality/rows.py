@@ -65,10 +65,11 @@ class Row:
 
     @property
     def unfilled(self) -> bool:
-        """Whether one left more than a twentieth of its time, having become faster than was measured before."""
+        """Whether one took all of its steps in less than its time but a twentieth: faster than was measured before."""
         budget = self.budget
-        return budget.kind == "minutes" and any(
-            each["training"]["seconds"] < FILLED * 60 * budget.amount for each in self.results
+        return (budget.kind, budget.amount) == ("minutes", budget.of) and any(
+            not each["training"]["out_of_time"] and each["training"]["seconds"] < FILLED * 60 * budget.amount
+            for each in self.results
         )
 
     @property

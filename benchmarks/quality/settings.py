@@ -12,6 +12,9 @@ from typing import Any, Literal
 from benchmarks.quality.arms import Arm
 
 Values = Mapping[str, Any]
+WARM_UP = 0.05
+"""Of its steps, a training has at most so many with a rising learning rate. The preset of LeRobot's diffusion has 500, more than
+some of the slow arms take."""
 
 
 class SettingsError(ValueError):
@@ -115,7 +118,7 @@ class Training:
             "suite": suite.name, "task": self.task, "recorded": suite.recorded,
             "recorder": [Path(script).name, *arguments], "arm": slug(arm.name), "policy": arm.policy,
             "encoder": encoder_name(arm), "encoder_file": arm.encoder_file_sha256,
-            "views": arm.views, "flags": self.flags, "optimization": dict(self.optimization),
+            "views": arm.views, "flags": self.flags, "optimization": dict(self.optimization), "warm_up": WARM_UP,
             "batch_size": suite.batch_size, "num_workers": arm.num_workers,
             "demonstrations": self.demonstrations, "seed": self.seed, "device": self.device,
             "budget": {"kind": self.kind, "most": self.most},

@@ -63,9 +63,9 @@ class Runner:
                 commands.precompute(suite, task, arm, work, training.device),
                 logs / "precompute.log",
             )
+        if arm.encoder is not None and "cores" not in (made := json.loads(report.read_text())):
             # Trainings that follow may be given other cores than encoding had.
-            note = json.loads(report.read_text()) | {"cores": common.machine()["cores"]}
-            replace(report, note)
+            replace(report, made | {"cores": common.machine()["cores"]})
 
     def train(self, training: Training) -> Record:
         """To its last step or the end of its time; what was interrupted goes on from its last checkpoint."""
@@ -99,7 +99,7 @@ class Runner:
         record.finished = True
         record.save(record_path)
         took = max(record.seconds.values(), default=0.0)
-        if limit_s is not None and took < FILLED * limit_s:
+        if limit_s is not None and not record.out_of_time and took < FILLED * limit_s:
             print(
                 f"  took {took / 60:.1f} of {training.most:g} minutes: faster than measured before. To fill the time, remove "
                 f"{folder} and {self.work.root / 'rates'} and run this again, with nothing beside it",

@@ -17,7 +17,10 @@ _FORBIDDING = re.compile(
     r"research([- ]use)?[- ]only|only for research|for research (use|purposes)|research purposes",
     re.I,
 )
-_RESTRICTING = re.compile(r"\bonly\b|\bnot\b|\bno\b|except|restrict|research|commercial|\buse\b", re.I)
+_RESTRICTING = re.compile(
+    r"\bonly\b|\bnot\b|\bno\b|except|restrict|research|commercial|\buse\b|non-?profit|personal|evaluation|education",
+    re.I,
+)
 
 ALLOWED, FORBIDDEN, UNCLEAR = "allowed", "forbidden", "unclear"
 
@@ -26,7 +29,9 @@ def commercial_use(license: str) -> str:
     """`allowed`, `forbidden` or `unclear`, by the words of a licence; what is not known is unclear."""
     if _FORBIDDING.search(license):
         return FORBIDDEN
-    name, _, remark = license.lower().partition(" (")
+    name, _, remark = license.lower().strip().partition(" (")
+    if remark and remark.find(")") != len(remark) - 1:  # something follows the remark
+        return UNCLEAR
     name = re.sub(r"[ ,]+(licen[sc]e|version)\b", "", name.strip()).replace(" ", "-")
     if name in _PERMISSIVE and not _RESTRICTING.search(remark):
         return ALLOWED

@@ -101,6 +101,8 @@ def test_recolouring_is_a_function_of_seed_and_step() -> None:
         ("not for commercial use", FORBIDDEN),
         ("for research only", FORBIDDEN),
         ("MIT (only some of it)", UNCLEAR),
+        ("MIT (non-profit)", UNCLEAR),
+        ("apache-2.0 (code); weights: Llama 2 Community License", UNCLEAR),
         ("unknown", UNCLEAR),
         ("MIT, but not for cars", UNCLEAR),
         ("other", UNCLEAR),

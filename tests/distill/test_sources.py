@@ -219,6 +219,13 @@ def test_every_sample_of_a_whole_video_is_there(
         assert shown / rate - rounding <= k / 8 < (shown + 1) / rate + rounding, f"sample {k}: frame {shown}"
 
 
+@pytest.mark.parametrize("rate", [15, 30, Fraction(30000, 1001), Fraction(24000, 1001)])
+def test_all_frames_of_a_video_are_taken_once(rate: int | Fraction, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", 23, rate)
+    source = VideoSource(name="v", path=tmp_path, fps=float(rate), validation=0.0, license="cc0-1.0")
+    assert [round(float(frame.image.mean()) / 10) for frame in read(source)] == list(range(23))
+
+
 def test_frames_are_not_taken_twice(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", frames=5)
     with pytest.raises(DistillError, match=r"fps is 20, but .*a.mp4 has 10 frames per second.*lower fps"):
@@ -229,9 +236,10 @@ def test_a_video_that_breaks_off_is_listed(tmp_path: Path) -> None:
     path = tmp_path / "a.mkv"  # a form that can be read as far as it goes
     write_video(path, frames=20)
     data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
     source = VideoSource(name="v", path=tmp_path, fps=5, validation=0.0, license="cc0-1.0")
     count = len(source.items())
-    path.write_bytes(data[: len(data) * 6 // 10])
+    assert count == 10, "as its header says"
     results = list(source.read(0, count))
     assert len(results) == count
     assert isinstance(results[0], Frame) and isinstance(results[-1], UnreadableError)

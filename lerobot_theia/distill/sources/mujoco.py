@@ -80,10 +80,11 @@ def cannot_render(error: Exception) -> DistillError:
 
 
 def check_screen() -> None:
-    """Without MUJOCO_GL, MuJoCo on Linux draws on a screen. Where there is none, its second attempt ends the process."""
-    screens = ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")
-    if sys.platform.startswith("linux") and not any(map(os.environ.get, screens)):
-        raise cannot_render(RuntimeError("MUJOCO_GL is not set, and there is no screen"))
+    """But for EGL and OSMesa, MuJoCo on Linux draws on a screen. Where there is none, its second attempt ends the process."""
+    backend = os.environ.get("MUJOCO_GL", "")
+    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if sys.platform.startswith("linux") and backend.lower() not in ("egl", "osmesa") and not screen:
+        raise cannot_render(RuntimeError(f"MUJOCO_GL is {backend!r}, and there is no screen"))
 
 
 class Photographer:

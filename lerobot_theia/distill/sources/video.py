@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ class VideoSource:
         return [
             (video, k)
             for video in videos
-            for k in range(math.ceil(duration(video, self.fps, self.name) * self.fps))
+            for k in range(math.ceil((duration(video, self.fps, self.name) - EARLY_S) * self.fps))
         ]
 
 
@@ -108,7 +109,7 @@ def duration(video: Path, fps: float, source: str) -> float:
         raise DistillError(
             f"source {source!r}: {video} is no readable video ({error}); mend or remove it"
         ) from error
-    if rate is not None and fps > 1.001 * rate:
+    if rate is not None and fps > 1.0001 * rate:
         raise DistillError(
             f"source {source!r}: fps is {fps:g}, but {video} has {float(rate):g} frames per second, which would be taken "
             "twice; lower fps"
@@ -117,45 +118,53 @@ def duration(video: Path, fps: float, source: str) -> float:
 
 
 def shown_for(container: InputContainer, stream: VideoStream) -> float:
-    """Seconds from the first frame to the end of the last."""
+    """Seconds from the first frame to the end of the last, as a header says it: a file that breaks off is as long as it was."""
     assert stream.time_base is not None
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
-    # The container's duration may be that of its sound.
-    spans = [
-        (each.pts, each.pts + (each.duration or 0))
-        for each in container.demux(stream)
-        if each.pts is not None
-    ]
-    begins, ends = zip(*spans, strict=True) if spans else ((0,), (0,))
-    return float((max(ends) - min(begins)) * stream.time_base)
+    if tag := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):  # Matroska's
+        hours, minutes, seconds = map(float, tag.groups())
+        return 3600 * hours + 60 * minutes + seconds
+    if container.duration is not None and len(container.streams) == 1:  # else it may be that of the sound
+        return container.duration / av.time_base
+    ends = [each.pts + (each.duration or 0) for each in container.demux(stream) if each.pts is not None]
+    return float((max(ends, default=0) - (stream.start_time or 0)) * stream.time_base)
 
 
 def frames_at(video: Path, times: Sequence[float]) -> Iterator[Frame | UnreadableError]:
     """The frame that is shown at each of the ascending times, decoding forward from the key frame before."""
     waiting = list(times)
     problem = "the video ends before it"
+    shown: av.VideoFrame | None = None
+    begin, tick, rate = 0, 0.0, 1.0
+
+    def due(ends: float) -> Iterator[Frame]:
+        """What is shown until `ends`, once for each time that waits for it."""
+        assert shown is not None
+        while waiting and waiting[0] < ends:
+            waiting.pop(0)
+            yield Frame(shown.to_ndarray(format="rgb24"))
+
     try:
         with av.open(str(video)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             assert stream.time_base is not None
             begin, tick = stream.start_time or 0, float(stream.time_base)
+            rate = float(stream.average_rate or rate)
             container.seek(int(waiting[0] / stream.time_base) + begin, stream=stream, backward=True)
-            frames = (frame for frame in container.decode(stream) if frame.pts is not None)
-            for frame, after in itertools.pairwise(itertools.chain(frames, [None])):
-                assert frame is not None and frame.pts is not None
-                if after is not None and after.pts is not None:
-                    ends = (after.pts - begin) * tick - EARLY_S
-                else:
-                    lasts = frame.duration * tick if frame.duration else 1 / float(stream.average_rate or 1)
-                    ends = (frame.pts - begin) * tick + lasts + EARLY_S
-                while waiting and waiting[0] < ends:
-                    waiting.pop(0)
-                    yield Frame(frame.to_ndarray(format="rgb24"))
+            for frame in container.decode(stream):
+                if frame.pts is None:
+                    continue
+                if shown is not None:
+                    yield from due((frame.pts - begin) * tick - EARLY_S)
                 if not waiting:
                     return
+                shown = frame
     except (av.FFmpegError, OSError, IndexError, ValueError) as error:
         problem = reason_of(error)
+    if shown is not None and shown.pts is not None:
+        lasts = shown.duration * tick if shown.duration else 1 / rate
+        yield from due((shown.pts - begin) * tick + lasts + EARLY_S)
     for at in waiting:
         yield UnreadableError(f"{at:.2f} s of {video.name}: {problem}")
