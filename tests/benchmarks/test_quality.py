@@ -114,7 +114,7 @@ def test_lerobot_train_takes_the_flags_of_an_arm(
 
     training = trainings[suite, name]
     _, *arguments = commands.train(
-        training, Work(tmp_path), tmp_path / "run", steps=100, save_every=10, log_every=1
+        training, Work(tmp_path), tmp_path / "run", steps=50_000, save_every=10, log_every=1
     )
     config = draccus.parse(TrainPipelineConfig, args=arguments)
 
@@ -131,7 +131,7 @@ def test_lerobot_train_takes_the_flags_of_an_arm(
     for flag, wanted in training.optimization.items():
         assert functools.reduce(getattr, flag.split("."), config) == wanted, flag
     assert config.dataset.episodes == list(range(training.suite.recorded))
-    assert (config.steps, config.save_freq, config.seed) == (100, 10, 1)
+    assert (config.steps, config.save_freq, config.seed) == (50_000, 10, 1)
     assert config.num_workers == training.arm.num_workers
     assert config.policy.push_to_hub is False
 
