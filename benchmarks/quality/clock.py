@@ -40,6 +40,7 @@ class Record:
     """The clock ended it before its last step."""
     finished: bool = False
     machine: str = ""
+    """Whose times these are; empty if it was begun before this was noted."""
 
     @classmethod
     def load(cls, path: Path) -> "Record | None":
@@ -56,16 +57,14 @@ class Record:
         os.replace(beside, path)
 
     def keep(self, steps: Collection[int]) -> None:
-        """Drop what is known of other checkpoints: they were announced, but not written."""
+        """Drop what is known of checkpoints at other steps."""
         for kept in (self.seconds, self.losses):
             for each in kept.keys() - set(steps):
                 del kept[each]
 
     def forget_after(self, step: int) -> None:
         """Drop what is known of later checkpoints: they are made again."""
-        for kept in (self.seconds, self.losses):
-            for each in [each for each in kept if each > step]:
-                del kept[each]
+        self.keep([each for each in self.seconds if each <= step])
 
 
 class Clock:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from benchmarks.quality.places import Work
 from benchmarks.quality.processes import run
 from benchmarks.quality.rows import FILLED
 from benchmarks.quality.settings import SettingsError, Training, digest
+from lerobot_theia.cache.files import publish
 
 MANY_STEPS = 10**9
 SAVES_IN_TIME = 24
@@ -65,7 +65,7 @@ class Runner:
             )
         if arm.encoder is not None and "cores" not in (made := json.loads(report.read_text())):
             # Trainings that follow may be given other cores than encoding had.
-            replace(report, made | {"cores": common.machine()["cores"]})
+            publish(report, [json.dumps(made | {"cores": common.machine()["cores"]}, indent=2).encode()])
 
     def train(self, training: Training) -> Record:
         """To its last step or the end of its time; what was interrupted goes on from its last checkpoint."""
@@ -139,7 +139,7 @@ class Runner:
         )
         self.command(training, command, folder / "train.log", rate)
         shutil.rmtree(output, ignore_errors=True)
-        replace(found, {"steps_per_s": rate.per_s})
+        publish(found, [json.dumps({"steps_per_s": rate.per_s}).encode()])
         print(f"  {rate.per_s:.3g} steps/s", flush=True)
         return rate.per_s
 
@@ -156,13 +156,6 @@ def others_busy(before: Sequence[float], after: Sequence[float]) -> float:
     """Cores that other processes kept busy between two calls of `busy`."""
     clock, all_cores, own = (end - begin for begin, end in zip(before, after, strict=True))
     return max(0.0, (all_cores - own) / clock)
-
-
-def replace(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON, all of it or nothing."""
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(beside, path)
 
 
 def is_dataset(root: Path) -> bool:

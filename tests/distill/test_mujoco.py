@@ -130,7 +130,10 @@ def test_the_teacher_stacks_and_folds(shots: tuple[Frame, Frame]) -> None:
         MujocoTeacher(maps=("colour",))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere there is a screen")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"),
+    reason="only on Linux does MuJoCo choose what to draw with by MUJOCO_GL",
+)
 def test_without_a_screen_the_error_names_the_variable_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)

@@ -105,10 +105,8 @@ class VisionTeacher:
         self.pixels = read_pixels(self.model, self.folder)
         side = self.grid or self.family.grid
         self.feature_size = (self.family.channels(config), side, side)
-        files = [
-            *self._weights,
-            self.folder / "config.json",
-        ]  # a shallower config reads the same weights otherwise
+        # With the config: a shallower one reads a part of the same weights.
+        files = [*self._weights, self.folder / "config.json"]
         self._sha256 = digest_of([[file.name, sha256_of_file(file)] for file in files])
 
     @property
