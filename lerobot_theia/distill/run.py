@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from lerobot_theia.cache.root import resolve_cache_root
-from lerobot_theia.distill.checkpoint import whole_checkpoints
+from lerobot_theia.distill.checkpoint import newest_position, whole_checkpoints
 from lerobot_theia.distill.corpus import Corpus
 from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.features import Sharing, StoredFeatures, extract
@@ -31,7 +31,7 @@ from lerobot_theia.distill.provenance import provenance, write_provenance
 from lerobot_theia.distill.settings import DistillSettings, make_source, make_teacher, plain_values
 from lerobot_theia.distill.student import Beginning, make_student
 from lerobot_theia.distill.teachers.interface import Teacher
-from lerobot_theia.distill.training import Trained, Training, Watcher, make_accelerator
+from lerobot_theia.distill.training import Trained, Training, Watcher, check_same_run, make_accelerator
 from lerobot_theia.encoder.weights_hash import weights_sha256
 
 RESULT = "student"
@@ -70,25 +70,22 @@ def distill(
     taught = [make_teacher(key, values) for key, values in settings.teachers.items()]
     teachers = [teacher for teacher, _, _ in taught]
     check_names(teachers)
+    beginning = begin(settings, teachers) if settings.until is None else None
     root = resolve_cache_root(settings.cache_root) / "distill"
     corpus = pack_corpus(settings, root, progress, watcher)
     if settings.until == "corpus":
         return None
     check_coverage(corpus, teachers)
+    if beginning is not None:
+        check_resumed(settings, run_identity(settings, teachers, beginning, corpus))
     partial = any(not teaches(teacher, source) for teacher in teachers for source in corpus.sources)
     accelerator = make_accelerator(settings.device, partial)
     stored = extract_features(settings, root, corpus, taught, accelerator, progress)
-    if settings.until == "features":
+    if beginning is None:  # until features
         return None
 
     parts = {f"source {source.name}": source.license for source in corpus.sources}
     parts |= {f"teacher {teacher.name}": teacher.license for teacher in teachers}
-    beginning = make_student(
-        settings.student,
-        {teacher.name: teacher.feature_size for teacher in teachers},
-        license="",
-        seed=settings.training.seed,
-    )
     if beginning.init_license is not None:
         parts["the initial weights"] = beginning.init_license
     license, commercial = student_license(parts)
@@ -104,7 +101,7 @@ def distill(
         corpus,
         lessons,
         output_dir,
-        run_identity(settings, corpus, teachers, beginning),
+        run_identity(settings, teachers, beginning, corpus),
         accelerator,
         watcher,
     )
@@ -121,6 +118,20 @@ def distill(
     if accelerator.num_processes > 1:
         accelerator.end_training()  # A process that ends while the group's threads run is aborted.
     return result
+
+
+def begin(settings: DistillSettings, teachers: Sequence[Teacher]) -> Beginning:
+    """The student as it is before training, of settings that fit it and, if the run is resumed, the run."""
+    beginning = make_student(
+        settings.student,
+        {teacher.name: teacher.feature_size for teacher in teachers},
+        license="",
+        seed=settings.training.seed,
+    )
+    if settings.training.train_blocks is not None:
+        beginning.student.train_last(settings.training.train_blocks)
+    check_resumed(settings, run_identity(settings, teachers, beginning))
+    return beginning
 
 
 def pack_corpus(settings: DistillSettings, root: Path, progress: Progress | None, watcher: Watcher) -> Corpus:
@@ -216,11 +227,14 @@ def check_names(teachers: Sequence[Teacher]) -> None:
 
 
 def run_identity(
-    settings: DistillSettings, corpus: Corpus, teachers: Sequence[Teacher], beginning: Beginning
+    settings: DistillSettings, teachers: Sequence[Teacher], beginning: Beginning, corpus: Corpus | None = None
 ) -> dict[str, Any]:
-    """What must be the same in all sessions of a run. Learning rate and number of steps may change."""
+    """What must be the same in all sessions of a run: without a corpus, as far as is known before there is one.
+
+    Learning rate and number of steps may change.
+    """
     spec = beginning.student.spec
-    return {
+    run: dict[str, Any] = {
         "teachers": {
             teacher.name: {"feature_size": list(teacher.feature_size), **dict(teacher.identity())}
             for teacher in teachers
@@ -231,11 +245,21 @@ def run_identity(
             "train_blocks": settings.training.train_blocks,
             "init_weights_sha256": beginning.init_sha256,
         },
-        "corpus": corpus.content_sha256,
-        "training_images": digest_of([int(index) for index in corpus.epoch]),
         "batch_size": settings.training.batch_size,
         "seed": settings.training.seed,
     }
+    if corpus is not None:
+        run["corpus"] = corpus.content_sha256
+        run["training_images"] = digest_of([int(index) for index in corpus.epoch])
+    return run
+
+
+def check_resumed(settings: DistillSettings, run: Mapping[str, Any]) -> None:
+    """Raise if there is a checkpoint to resume, and it is of another run."""
+    newest = newest_position(settings.output_dir) if settings.resume else None
+    if newest is not None:
+        folder, position = newest
+        check_same_run(folder, position.run, run)
 
 
 def write_result(

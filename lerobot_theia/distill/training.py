@@ -196,8 +196,6 @@ class Training:
         self.held_out = evenly(corpus.indices[VALIDATION], settings.validation_images)
         self.student = student
         student.to(accelerator.device)
-        if settings.train_blocks is not None:
-            student.train_last(settings.train_blocks)
         self.optimizer = make_optimizer(student, settings)
         self.position = Position(0, 0.0, 0, self.run)
         self.first: Score | None = None

@@ -274,6 +274,31 @@ def test_bad_settings_are_named_before_work_begins(run: Run, change: Values, mes
         run(change)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training.train_blocks": 9}, "training.train_blocks is 9"),
+        ({"student": {"init": "/nowhere/to/be/found"}}, "/nowhere/to/be/found"),
+        ({"training.batch_size": 8, "resume": True}, "made with batch_size=4, configured is 8"),
+        ({"teachers.pusht.resolution": 32, "resume": True}, r"in another form: simulator/pusht"),
+    ],
+)
+def test_what_can_be_known_before_a_picture_is_drawn_is_said_then(
+    run: Run, change: Values, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if change.get("resume"):
+        run()
+    monkeypatch.setattr(
+        "lerobot_theia.distill.run.pack_corpus", lambda *_: pytest.fail("pictures were drawn")
+    )
+    with pytest.raises((DistillError, OSError), match=message):
+        run(change)
+
+
+def test_a_corpus_may_be_drawn_before_the_weights_are_there(run: Run) -> None:
+    assert not run({"until": "corpus", "student": {"init": "/nowhere/to/be/found"}}).exists()
+
+
 def test_a_source_without_a_teacher_is_refused(run: Run, picture_folder: Path) -> None:
     source = {"type": "folder", "path": str(picture_folder), "license": "mit"}
     with pytest.raises(DistillError, match="source 'pictures' has no teacher"):
