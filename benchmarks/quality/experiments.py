@@ -151,7 +151,8 @@ def encoder(training: Training, work: Work) -> dict[str, Any] | None:
 
 
 def all_commands(plan: Sequence[Training], work: Work, episodes: int) -> list[str]:
-    """As `run` would run them. The steps of a time budget are only known when it was measured what fits: here 0."""
+    """In the form in which `run` runs them: it knows when to save, and, measured, how many steps fit into a time; both are 0
+    here."""
     lines = []
     for training in plan:
         suite, task, arm, folder = training.suite, training.task, training.arm, work.training(training)

@@ -27,7 +27,7 @@ BEYOND = (
     Gap("ALOHA, transfer cube", "there is no recorder of its demonstrations here", r"aloha"),
     Gap(
         "Published Theia weights, DINOv2",
-        "their weights are on the Hugging Face Hub; where that is in reach, `arms=[theia_diffusion_2x2@theia-tiny-cdiv,theia_diffusion_2x2@dinov2-small]`",
+        "their weights are on the Hugging Face Hub; where that is in reach, `HF_HUB_OFFLINE=0 python benchmarks/quality/run.py arms=[theia_diffusion_2x2@theia-tiny-cdiv,theia_diffusion_2x2@dinov2-small]`",
         r"@(theia-\w+-cd|.*dino)",
     ),
     Gap(

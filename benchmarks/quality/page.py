@@ -25,7 +25,7 @@ python benchmarks/quality/report.py
 
 Questions are files of `benchmarks/quality/configs/question`, arms of `configs/arm`, suites of `configs/suite`. All arms
 of a comparison have the same demonstrations, policy sizes, optimizer, seeds and machine, each with cores of its own. Their
-commands are LeRobot's own (`action=commands` prints them). Time is training time from the first step on, loading of
+commands are LeRobot's own (`action=commands` prints their form). Time is training time from the first step on, loading of
 batches included. The learning rate falls as a cosine to the end of a training. One training goes to the largest budget;
 a smaller one is a checkpoint on its way, where the learning rate has not yet fallen. How many steps fit into the time
 is measured before; ⏱ marks trainings that became slower, so that the clock ended them before the learning rate had fallen,

@@ -24,7 +24,8 @@ def make_plan(config: Mapping[str, Any], device: str) -> list[Training]:
         raise SettingsError("steps and demonstrations are whole numbers")
     if (most := max(config["demonstrations"])) > suite.recorded:
         raise SettingsError(
-            f"demonstrations={most}, but suite {suite.name} records suite.recorded={suite.recorded} of each task"
+            f"demonstrations={most}, but suite {suite.name} records suite.recorded={suite.recorded} of each task: ask for "
+            f"fewer, demonstrations=[{suite.recorded}], or record more, suite.recorded={most}"
         )
     if config["episodes"] < 1:
         raise SettingsError(f"episodes={config['episodes']}; an evaluation has at least one")

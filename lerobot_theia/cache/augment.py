@@ -88,12 +88,22 @@ def check_views(views: object) -> None:
         raise ValueError(f"augment.views={views!r} must be a whole number of 1 to {MAX_VIEWS}")
 
 
-def from_settings(values: dict) -> tuple[int, Augment]:
-    """`augment.*` of a config: the number of views, and the rest."""
+def from_settings(values: object) -> tuple[int, Augment]:
+    """`augment.*` of a config: the number of views, and the rest. Raises ValueError."""
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"augment={values!r} is no group of settings; for views of each frame set augment.views"
+        )
     known = {"views", *(field.name for field in fields(Augment))}
     if unknown := values.keys() - known:
         raise ValueError(f"augment has no {sorted(unknown)}; it has {sorted(known)}")
     values = dict(values)
     views = values.pop("views", 1)
     check_views(views)
-    return views, Augment(**values)
+    augment = Augment(**values)
+    if views == 1 and augment != Augment():
+        named = ", ".join(f"augment.{name}={value!r}" for name, value in values.items())
+        raise ValueError(
+            f"{named} would change nothing: view 0 is the plain frame. Set augment.views=2 or more"
+        )
+    return views, augment

@@ -89,7 +89,7 @@ def find_cache(root: Path, request: CacheRequest) -> FeatureCache:
     home = default_cache_root() if (root / MANIFEST_NAME).exists() else root
     hashes = FileHashes(home)
     nearest: tuple[list, Path] | None = None
-    fitting: list[tuple[tuple[tuple[int, int], int], Path]] = []
+    fitting: list[tuple[tuple, Path]] = []
     unreadable: list[str] = []
     for folder in cache_folders(root):
         try:
@@ -101,8 +101,9 @@ def find_cache(root: Path, request: CacheRequest) -> FeatureCache:
             unreadable.append(str(error))
             continue
         if not found:
-            views = manifest.identity.views
-            fitting.append(((imprecision(manifest), -views if request.views is None else views), folder))
+            views, precision = manifest.identity.views, imprecision(manifest)
+            order = (-views, precision) if request.views is None else (precision, views)
+            fitting.append((order, folder))
         elif nearest is None or rank(found) < rank(nearest[0]):
             nearest = (found, folder)
     hashes.save()

@@ -233,7 +233,12 @@ class Run:
             raise CacheError(
                 f"the cache needs {format_bytes(needed)} more at {path}, where {format_bytes(free)} are free. "
                 f"Choose another place (cache_root=...), a smaller type (dtype=int8 halves float16) or pooling "
-                f"(pool=2 quarters it)."
+                f"(pool=2 quarters it)"
+                + (
+                    f", or fewer than augment.views={views}."
+                    if (views := self.plan.identity.views) > 1
+                    else "."
+                )
             )
 
     def copy_shards(self) -> None:

@@ -108,6 +108,8 @@ def record_metaworld(
     """
     if num_episodes < 1:
         raise RecordingError(f"{num_episodes} episodes wanted; at least 1 is needed")
+    if seed < 0:
+        raise RecordingError(f"seed={seed} is below 0; Meta-World's seeds are 0 and up")
     if not 16 <= image_size <= IMAGE_SIZE or image_size % 2:
         raise RecordingError(f"image_size {image_size} is not an even number from 16 to {IMAGE_SIZE} pixels")
     kinds = choose_kinds(randomize)

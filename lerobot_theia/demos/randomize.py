@@ -69,7 +69,7 @@ class Scene:
         for name, values in self._headlight.items():
             getattr(self._model.vis.headlight, name)[:] = values
         changes = {"light": self._light, "camera": self._move, "texture": self._cover}
-        return {kind: changes[kind](np.random.default_rng([seed, KINDS.index(kind)])) for kind in kinds}
+        return {kind: changes[kind](generator(seed, kind)) for kind in kinds}
 
     def _light(self, rng: np.random.Generator) -> dict[str, Any]:
         model, lamps = self._model, self._model.nlight
@@ -135,6 +135,12 @@ class Scene:
             "material_colours": materials.tolist(),
             "part_colours": parts.tolist(),
         }
+
+
+def generator(seed: int, kind: str) -> np.random.Generator:
+    """Of a kind and an episode's seed. Not `default_rng([seed, 0])`: zeros at the end do not count, and `default_rng(seed)`
+    is what a simulator places its objects with, so the light would say where they are."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(KINDS.index(kind),)))
 
 
 def mixed(old: np.ndarray, new: np.ndarray) -> np.ndarray:

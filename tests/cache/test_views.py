@@ -212,8 +212,8 @@ class TestChoice:
     @pytest.fixture(scope="class")
     def root(self, image_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         root = tmp_path_factory.mktemp("choice")
-        for views in (1, 2, 3):
-            run(image_dataset, root, pool=14, views=views)
+        for views, dtype in ((1, "float32"), (1, "float16"), (2, "float16"), (3, "float16")):
+            run(image_dataset, root, pool=14, views=views, dtype=dtype)
         return root
 
     def request(self, dataset: Path, encoder: TheiaEncoder, views: int | None) -> CacheRequest:
@@ -248,9 +248,14 @@ class TestChoice:
         ({"shift": -0.1}, "augment.shift=-0.1 must be a number of 0 to 0.5"),
         ({"blur": float("nan")}, "augment.blur=nan must be"),
         ({"seed": -1}, "augment.seed=-1 must be a whole number"),
+        (
+            {"shift": 0.3, "seed": 9},
+            "augment.shift=0.3, augment.seed=9 would change nothing: view 0 is the plain",
+        ),
+        (4, "augment=4 is no group of settings; for views of each frame set augment.views"),
         ({"rotation": 3}, r"augment has no \['rotation'\]; it has"),
     ],
 )
-def test_bad_settings_are_errors_that_name_them(values: dict[str, Any], message: str) -> None:
+def test_bad_settings_are_errors_that_name_them(values: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_settings(values)

@@ -9,7 +9,7 @@ import pytest
 
 mujoco = pytest.importorskip("mujoco", exc_type=Exception, reason="needs MuJoCo")
 
-from lerobot_theia.demos.randomize import FIELDS, HEADLIGHT, KINDS, Scene, choose_kinds, rotation  # noqa: E402
+from lerobot_theia.demos.randomize import FIELDS, HEADLIGHT, KINDS, Scene, choose_kinds, generator, rotation  # noqa: E402
 from lerobot_theia.demos.recording import RecordingError  # noqa: E402
 
 MODEL = """
@@ -91,6 +91,13 @@ def test_what_is_drawn_depends_on_the_seed_alone(model: Any) -> None:
     assert json.loads(json.dumps(drawn)) == drawn
     for kind in KINDS:
         assert others.change([kind], 5) == {kind: drawn[kind]}, "other kinds make no difference"
+
+
+def test_looks_do_not_say_where_things_are() -> None:
+    """A simulator places its objects with `default_rng(seed)`: numbers of that stream must not be those of a lamp."""
+    placing = set(np.random.default_rng(7).random(256))
+    for kind in KINDS:
+        assert placing.isdisjoint(generator(7, kind).random(256)), kind
 
 
 def test_only_the_camera_that_takes_the_pictures_moves_and_only_a_little(model: Any) -> None:

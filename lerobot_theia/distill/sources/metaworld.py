@@ -218,7 +218,8 @@ def _make_scene(task: str) -> tuple[Any, Photographer]:
     except (mujoco.FatalError, RuntimeError) as error:
         raise DistillError(
             f"Meta-World's task {task!r} does not start with mujoco {mujoco.__version__} "
-            f"({type(error).__name__}: {error})"
+            f"({type(error).__name__}: {error}). Install the version that pyproject.toml asks for, or name the tasks to "
+            "draw, without this one: corpus.sources.metaworld.tasks=[...]"
         ) from error
     return env, Photographer(env.raw.model, (IMAGE_SIZE, IMAGE_SIZE), placed)
 
