@@ -6,13 +6,14 @@ batches, updates and checkpoints do.
 
 import dataclasses
 import json
-import os
 import re
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from lerobot_theia.cache.files import publish
 
 BEGAN = "Start offline training"
 SAVING = re.compile(r"Checkpoint policy after step (\d+)")
@@ -52,9 +53,7 @@ class Record:
         return cls(**found)
 
     def save(self, path: Path) -> None:
-        beside = path.with_suffix(".tmp")
-        beside.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
-        os.replace(beside, path)
+        publish(path, [json.dumps(dataclasses.asdict(self), indent=1).encode()])
 
     def keep(self, steps: Collection[int]) -> None:
         """Drop what is known of checkpoints at other steps."""

@@ -100,10 +100,11 @@ def from_settings(values: object) -> tuple[int, Augment]:
     values = dict(values)
     views = values.pop("views", 1)
     check_views(views)
+    plain = Augment()
+    changed = [f"augment.{name}={value!r}" for name, value in values.items() if value != getattr(plain, name)]
     augment = Augment(**values)
-    if views == 1 and augment != Augment():
-        named = ", ".join(f"augment.{name}={value!r}" for name, value in values.items())
+    if views == 1 and changed:
         raise ValueError(
-            f"{named} would change nothing: view 0 is the plain frame. Set augment.views=2 or more"
+            f"{', '.join(changed)} would change nothing: view 0 is the plain frame. Set augment.views=2 or more"
         )
     return views, augment

@@ -101,8 +101,8 @@ def find_cache(root: Path, request: CacheRequest) -> FeatureCache:
             unreadable.append(str(error))
             continue
         if not found:
-            views, precision = manifest.identity.views, imprecision(manifest)
-            order = (-views, precision) if request.views is None else (precision, views)
+            views, rounding = manifest.identity.views, imprecision(manifest)
+            order = (-views, rounding) if request.views is None else (rounding, views)
             fitting.append((order, folder))
         elif nearest is None or rank(found) < rank(nearest[0]):
             nearest = (found, folder)

@@ -230,15 +230,12 @@ class Run:
         folder = next(parent for parent in (path, *path.parents) if parent.exists())
         free = shutil.disk_usage(folder).free
         if needed > free:
+            views = self.plan.identity.views
+            fewer = f", or fewer than augment.views={views}" if views > 1 else ""
             raise CacheError(
                 f"the cache needs {format_bytes(needed)} more at {path}, where {format_bytes(free)} are free. "
                 f"Choose another place (cache_root=...), a smaller type (dtype=int8 halves float16) or pooling "
-                f"(pool=2 quarters it)"
-                + (
-                    f", or fewer than augment.views={views}."
-                    if (views := self.plan.identity.views) > 1
-                    else "."
-                )
+                f"(pool=2 quarters it){fewer}."
             )
 
     def copy_shards(self) -> None:

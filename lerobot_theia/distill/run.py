@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from lerobot_theia.cache.root import resolve_cache_root
-from lerobot_theia.distill.checkpoint import newest_position, whole_checkpoints
+from lerobot_theia.distill.checkpoint import Position, newest_position, whole_checkpoints
 from lerobot_theia.distill.corpus import Corpus
 from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.features import Sharing, StoredFeatures, extract
@@ -70,14 +70,15 @@ def distill(
     taught = [make_teacher(key, values) for key, values in settings.teachers.items()]
     teachers = [teacher for teacher, _, _ in taught]
     check_names(teachers)
-    beginning = begin(settings, teachers) if settings.until is None else None
+    resumed = newest_position(output_dir) if settings.resume and settings.until is None else None
+    beginning = begin(settings, teachers, resumed) if settings.until is None else None
     root = resolve_cache_root(settings.cache_root) / "distill"
     corpus = pack_corpus(settings, root, progress, watcher)
     if settings.until == "corpus":
         return None
     check_coverage(corpus, teachers)
     if beginning is not None:
-        check_resumed(settings, run_identity(settings, teachers, beginning, corpus))
+        check_resumed(resumed, run_identity(settings, teachers, beginning, corpus))
     partial = any(not teaches(teacher, source) for teacher in teachers for source in corpus.sources)
     accelerator = make_accelerator(settings.device, partial)
     stored = extract_features(settings, root, corpus, taught, accelerator, progress)
@@ -106,7 +107,9 @@ def distill(
         watcher,
     )
     watcher.say(describe(corpus, lessons, beginning, training, commercial))
-    if settings.resume and not training.resume():
+    if resumed is not None:
+        training.resume(*resumed)
+    elif settings.resume:
         watcher.say(f"no checkpoint in {output_dir} yet: beginning at step 0")
     if accelerator.is_main_process:
         write_statistics(output_dir, standards)  # a resumed run trains towards the same targets
@@ -120,7 +123,9 @@ def distill(
     return result
 
 
-def begin(settings: DistillSettings, teachers: Sequence[Teacher]) -> Beginning:
+def begin(
+    settings: DistillSettings, teachers: Sequence[Teacher], resumed: tuple[Path, Position] | None
+) -> Beginning:
     """The student as it is before training, of settings that fit it and, if the run is resumed, the run."""
     beginning = make_student(
         settings.student,
@@ -130,7 +135,7 @@ def begin(settings: DistillSettings, teachers: Sequence[Teacher]) -> Beginning:
     )
     if settings.training.train_blocks is not None:
         beginning.student.train_last(settings.training.train_blocks)
-    check_resumed(settings, run_identity(settings, teachers, beginning))
+    check_resumed(resumed, run_identity(settings, teachers, beginning))
     return beginning
 
 
@@ -254,11 +259,10 @@ def run_identity(
     return run
 
 
-def check_resumed(settings: DistillSettings, run: Mapping[str, Any]) -> None:
+def check_resumed(resumed: tuple[Path, Position] | None, run: Mapping[str, Any]) -> None:
     """Raise if there is a checkpoint to resume, and it is of another run."""
-    newest = newest_position(settings.output_dir) if settings.resume else None
-    if newest is not None:
-        folder, position = newest
+    if resumed is not None:
+        folder, position = resumed
         check_same_run(folder, position.run, run)
 
 

@@ -200,16 +200,11 @@ class Training:
         self.position = Position(0, 0.0, 0, self.run)
         self.first: Score | None = None
 
-    def resume(self) -> bool:
-        """Go on from the newest checkpoint, if there is one. Raises DistillError if it is of another run."""
-        newest = newest_position(self.output_dir)
-        if newest is None:
-            return False
-        folder, position = newest
+    def resume(self, folder: Path, position: Position) -> None:
+        """Go on from a checkpoint. Raises DistillError if it is of another run."""
         check_same_run(folder, position.run, self.run)
         load_checkpoint(folder, self.student, self.optimizer)
         self.position = position
-        return True
 
     def train(self) -> Trained:
         """Train to the end."""
