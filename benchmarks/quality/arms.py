@@ -35,6 +35,8 @@ class Arm:
     """Short name, Hub id or folder; None for policies that have no frozen encoder."""
     views: int = 1
     """Augmented views of each frame in the cache."""
+    randomize: str = ""
+    """Of the demonstrations: what looks different in each, as recorders have it; such as `light,camera`."""
     flags: Mapping[str, Any] = field(default_factory=dict)
     """Further `--policy.*`."""
     optimization: Mapping[str, Any] | None = None

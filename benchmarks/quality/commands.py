@@ -24,26 +24,27 @@ def environment(suite: Suite, device: str) -> dict[str, str]:
     if device == "cpu":
         own["ACCELERATE_USE_CPU"] = "true"
     own = {name: os.environ.get(name, value) for name, value in own.items()}
-    # lerobot-eval imports benchmarks.quality.state_env from here.
+    # lerobot-eval imports benchmarks.quality.envs from here.
     own["PYTHONPATH"] = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
     return own
 
 
-def record(suite: Suite, task: str, work: Work) -> list[str]:
-    """Frames and true state of the suite's demonstrations; does nothing where they are."""
+def record(suite: Suite, task: str, arm: Arm, work: Work) -> list[str]:
+    """Frames and true state of the suite's demonstrations, in such scenes as the arm wants; does nothing where they are."""
     script, *arguments = suite.recorder
     return [
         sys.executable, str(CHECKOUT / script), *(each.format(task=task) for each in arguments),
-        f"--root={work.dataset(suite, task, 'pixels')}", f"--repo-id={repo_id(suite, task, 'pixels')}",
+        f"--root={work.dataset(suite, task, arm, 'pixels')}", f"--repo-id={repo_id(suite, task, 'pixels')}",
         f"--episodes={suite.recorded}", "--environment-state", "--if-missing",
+        *([f"--randomize={arm.randomize}"] if arm.randomize else []),
     ]  # fmt: skip
 
 
-def leave_frames_out(suite: Suite, task: str, work: Work, into: Path) -> list[str]:
+def leave_frames_out(suite: Suite, task: str, arm: Arm, work: Work, into: Path) -> list[str]:
     """A copy of the demonstrations without frames: LeRobot's loader would decode them for nobody."""
     return [
         str(BIN / "lerobot-edit-dataset"), f"--repo_id={repo_id(suite, task, 'pixels')}",
-        f"--root={work.dataset(suite, task, 'pixels')}", f"--new_repo_id={repo_id(suite, task, 'state')}",
+        f"--root={work.dataset(suite, task, arm, 'pixels')}", f"--new_repo_id={repo_id(suite, task, 'state')}",
         f"--new_root={into}", "--operation.type=remove_feature",
         f"--operation.feature_names={value(suite.cameras)}",
     ]  # fmt: skip
@@ -53,7 +54,7 @@ def precompute(suite: Suite, task: str, arm: Arm, work: Work, device: str) -> li
     """Cached tokens of an arm's encoder."""
     return [
         str(BIN / "lerobot-theia-precompute"), f"+dataset.repo_id={repo_id(suite, task, 'pixels')}",
-        f"dataset.root={quoted(work.dataset(suite, task, 'pixels'))}", f"encoder.name={quoted(arm.encoder)}",
+        f"dataset.root={quoted(work.dataset(suite, task, arm, 'pixels'))}", f"encoder.name={quoted(arm.encoder)}",
         f"pool={arm.token_pool}", f"cache_root={quoted(work.caches(suite, task, arm))}", f"device={device}",
         f"report={quoted(work.precompute(suite, task, arm))}",
         *([f"augment.views={arm.views}"] if arm.views > 1 else []),
@@ -77,7 +78,8 @@ def train(
         *(f"--policy.{name}={value(each)}" for name, each in flags.items()),
         *(f"--{name}={value(each)}" for name, each in optimization(training, steps).items()),
         f"--policy.device={training.device}", "--policy.push_to_hub=false",
-        f"--dataset.repo_id={repo_id(suite, task, arm.sees)}", f"--dataset.root={work.dataset(suite, task, arm.sees)}",
+        f"--dataset.repo_id={repo_id(suite, task, arm.sees)}",
+        f"--dataset.root={work.dataset(suite, task, arm, arm.sees)}",
         f"--dataset.episodes={value(list(range(training.demonstrations)))}",
         f"--batch_size={suite.batch_size}", f"--num_workers={arm.num_workers}", f"--seed={training.seed}",
         f"--steps={steps}", f"--log_freq={log_every}",
@@ -108,7 +110,7 @@ def evaluate(experiment: Experiment, checkpoint: Path, output: Path) -> list[str
     suite = training.suite
     env = {
         name: each.format(task=training.task) if isinstance(each, str) else each
-        for name, each in suite.env[training.arm.sees].items()
+        for name, each in experiment.env.items()
     }
     return [
         str(BIN / "lerobot-eval"), f"--policy.path={checkpoint / 'pretrained_model'}",

@@ -83,7 +83,7 @@ def run_training(
         )
         low, high = found["success_interval"]
         print(
-            f"  {experiment.budget}: success {found['success_rate']:.1%} ({low:.1%} to {high:.1%}), mean max reward "
+            f"  {experiment.name.rpartition(f'seed{training.seed}--')[2]}: success {found['success_rate']:.1%} ({low:.1%} to {high:.1%}), mean max reward "
             f"{found['mean_max_reward']:.3f} -> {path}",
             flush=True,
         )
@@ -157,9 +157,10 @@ def all_commands(plan: Sequence[Training], work: Work, episodes: int) -> list[st
     for training in plan:
         suite, task, arm, folder = training.suite, training.task, training.arm, work.training(training)
         steps = int(training.most) if training.kind == "steps" else 0
-        lines.append(commands.record(suite, task, work))
+        lines.append(commands.record(suite, task, arm, work))
         if arm.sees == "state":
-            lines.append(commands.leave_frames_out(suite, task, work, work.dataset(suite, task, "state")))
+            state = work.dataset(suite, task, arm, "state")
+            lines.append(commands.leave_frames_out(suite, task, arm, work, state))
         if arm.encoder is not None:
             lines.append(commands.precompute(suite, task, arm, work, training.device))
         lines.append(commands.train(training, work, folder / "run", steps=steps, save_every=0, log_every=1))

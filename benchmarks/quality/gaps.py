@@ -59,18 +59,22 @@ def gaps(results: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def cell(settings: dict[str, Any]) -> tuple[Any, ...]:
-    """(suite, task, arm, demonstrations, seed, kind, amount)"""
+    """(suite, task, arm, demonstrations, seed, kind, amount, scene)"""
     names = ("suite", "task", "arm", "demonstrations", "seed")
-    return (*(settings[name] for name in names), settings["budget"]["kind"], settings["budget"]["amount"])
+    budget, scene = settings["budget"], settings["evaluation"].get("scene", "plain")
+    return (*(settings[name] for name in names), budget["kind"], budget["amount"], scene)
 
 
 def asked(suite_path: Path, question_path: Path) -> list[tuple[Any, ...]]:
-    """The cells of a question, as far as the suite has so many demonstrations."""
+    """The cells of a question, as far as the suite has so many demonstrations and such scenes."""
     suite = OmegaConf.load(suite_path)
     question = OmegaConf.merge(OmegaConf.create({"suite": suite}), OmegaConf.load(question_path))
     assert isinstance(question, DictConfig)
+    scenes = question.get("scenes", ["plain"])
+    if "randomized" in scenes and question.suite.randomized is None:
+        return []
     return [
-        (question.suite.name, task, arm, number, seed, kind, amount)
+        (question.suite.name, task, arm, number, seed, kind, amount, scene)
         for task in question.suite.tasks
         for arm in question.arms
         for number in question.demonstrations
@@ -78,6 +82,7 @@ def asked(suite_path: Path, question_path: Path) -> list[tuple[Any, ...]]:
         for seed in question.seeds
         for kind in ("steps", "minutes")
         for amount in question[kind]
+        for scene in scenes
     ]
 
 

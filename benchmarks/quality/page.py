@@ -41,7 +41,8 @@ Success: rate and its 95 % Wilson interval over the episodes of all seeds of tra
 interval says what another set of starts might give, not another seed; since the policies of all seeds meet the same starts, it is
 that of fewer episodes than there were. Mean max reward: the mean over episodes of the best
 reward in each, with a 95 % bootstrap interval of the starts. Stuck: the share of episodes whose best reward stays below 0.1; there the
-policy mostly moves to and fro, or in a circle, beside a block that it never comes to push.
+policy mostly moves to and fro, or in a circle, beside a block that it never comes to push. Randomized scene: each episode of the
+evaluation has other light, another camera pose and other textures, none of which a demonstration had; else scenes are the simulator's own.
 """
 
 
@@ -126,6 +127,7 @@ def order(row: Row) -> tuple[Any, ...]:
         budget.of,
         budget.amount,
         row["task"],
+        row.scene,
         -row.success,
         row["arm"],
     )
@@ -143,7 +145,7 @@ def line(row: Row) -> str:
     losses = [each["training"]["loss"] for each in row.results if each["training"]["loss"] is not None]
     cells = [
         f"`{row['arm']}`",
-        row["task"],
+        row.where,
         f"{row.success:.1%} [{low:.1%}, {high:.1%}]",
         " ".join(f"{each:.0%}" for each in row.by_seed),
         f"{summary['mean_max_reward']:.3f} [{least:.3f}, {most:.3f}]",
@@ -160,12 +162,13 @@ def line(row: Row) -> str:
 def films(rows: Sequence[Row], videos: Path) -> list[str]:
     """Links to what was filmed of successes and failures, as far as it was copied from the work folder."""
     lines = []
-    for result in (result for row in rows for result in row.results):
-        names = [name for kind in ("successes", "failures") for name in result["videos"][kind]]
-        there = [name for name in names if (videos / result["name"] / name).is_file()]
-        if there:
-            links = ", ".join(f"[{Path(name).stem}](videos/{result['name']}/{name})" for name in there)
-            lines.append(f"- `{result['settings']['arm']}`, {spelled(Row((result,)).budget)}: {links}")
+    for row in rows:
+        for result in row.results:
+            names = [name for kind in ("successes", "failures") for name in result["videos"][kind]]
+            there = [name for name in names if (videos / result["name"] / name).is_file()]
+            if there:
+                links = ", ".join(f"[{Path(name).stem}](videos/{result['name']}/{name})" for name in there)
+                lines.append(f"- `{row['arm']}`, {row.where}, {spelled(row.budget)}: {links}")
     return ["Filmed, among the first ten episodes:", "", *lines, ""] if lines else []
 
 

@@ -12,16 +12,20 @@ class Work:
     root: Path
     """outputs/quality"""
 
-    def task(self, suite: Suite, task: str) -> Path:
-        return self.root / suite.name / f"{task}-{suite.recorded}"
+    def task(self, suite: Suite, task: str, arm: Arm) -> Path:
+        """Demonstrations of a task, recorded as the arm wants them, and what is made of them for all such arms."""
+        looks = f"-{arm.randomize.replace(',', '+')}" if arm.randomize else ""
+        return self.root / suite.name / f"{task}-{suite.recorded}{looks}"
 
-    def dataset(self, suite: Suite, task: str, sees: str) -> Path:
+    def dataset(self, suite: Suite, task: str, arm: Arm, sees: str) -> Path:
         """Demonstrations with frames and true state, or (`state`) a copy without frames."""
-        return self.task(suite, task) / ("demonstrations" if sees == "pixels" else "demonstrations-state")
+        return self.task(suite, task, arm) / (
+            "demonstrations" if sees == "pixels" else "demonstrations-state"
+        )
 
     def caches(self, suite: Suite, task: str, arm: Arm) -> Path:
         """By the number of views, so that no arm trains on another's augmentation."""
-        return self.task(suite, task) / f"caches-{arm.views}"
+        return self.task(suite, task, arm) / f"caches-{arm.views}"
 
     def precompute(self, suite: Suite, task: str, arm: Arm) -> Path:
         """The report of a precompute: it is there when the cache is."""
@@ -31,7 +35,7 @@ class Work:
             "pool": arm.token_pool,
             "views": arm.views,
         }
-        return self.task(suite, task) / "precompute" / f"{encoder_name(arm)}-{digest(of)}.json"
+        return self.task(suite, task, arm) / "precompute" / f"{encoder_name(arm)}-{digest(of)}.json"
 
     def training(self, training: Training) -> Path:
         return self.root / "trainings" / f"{training.name}--{digest(training.settings)}"

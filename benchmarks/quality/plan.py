@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.quality.arms import check_flags, load_arm
-from benchmarks.quality.settings import SettingsError, Suite, Training, slug
+from benchmarks.quality.settings import SCENES, SettingsError, Suite, Training, slug
 
 
 def make_plan(config: Mapping[str, Any], device: str) -> list[Training]:
@@ -27,18 +27,28 @@ def make_plan(config: Mapping[str, Any], device: str) -> list[Training]:
             f"demonstrations={most}, but suite {suite.name} records suite.recorded={suite.recorded} of each task: ask for "
             f"fewer, demonstrations=[{suite.recorded}], or record more, suite.recorded={most}"
         )
+    _check_list("scenes", config["scenes"], 1)
+    if unknown := sorted(set(config["scenes"]) - set(SCENES)):
+        raise SettingsError(f"scenes={unknown}; choose from {', '.join(SCENES)}")
     if config["episodes"] < 1:
         raise SettingsError(f"episodes={config['episodes']}; an evaluation has at least one")
     arms = [load_arm(name) for name in config["arms"]]
     for arm in arms:
         check_flags(arm.policy, {**suite.sizes[arm.family], **suite.raw[arm.family], **arm.flags}, arm.name)
+        if suite.randomized is None and (arm.randomize or "randomized" in config["scenes"]):
+            raise SettingsError(
+                f"suite {suite.name} has no randomized scenes: leave out scenes=[randomized], and arms that are "
+                f"recorded in them{f', such as {arm.name}' if arm.randomize else ''}; suite=metaworld has them"
+            )
+        if arm.sees != "pixels" and "randomized" in config["scenes"]:
+            raise SettingsError(f"arm {arm.name} sees no scene: scenes=[plain]")
     if len({slug(arm.name) for arm in arms}) < len(arms):
         raise SettingsError(f"two of {', '.join(config['arms'])} would have the same name in results")
     kinds = {"steps": tuple(map(int, config["steps"])), "minutes": tuple(map(float, config["minutes"]))}
     return [
         Training(
             suite=suite, task=task, arm=arm, demonstrations=int(number), seed=seed, kind=kind, amounts=amounts,
-            device=device, quick=bool(config["quick"]),
+            device=device, scenes=tuple(config["scenes"]), quick=bool(config["quick"]),
         )
         for seed in config["seeds"]
         for number in config["demonstrations"]

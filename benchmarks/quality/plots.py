@@ -21,10 +21,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
          lambda row: row.minutes),
         ("demonstrations", largest_budget(rows), lambda row: row["demonstrations"]),
     ]  # fmt: skip
-    arms = sorted({row["arm"] for row in rows})
+    labels = sorted({label(row) for row in rows})
     colours = {
-        arm: plt.get_cmap("tab10" if len(arms) <= 10 else "tab20")(number % 20)
-        for number, arm in enumerate(arms)
+        each: plt.get_cmap("tab10" if len(labels) <= 10 else "tab20")(number % 20)
+        for number, each in enumerate(labels)
     }
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.6), sharey=True)
     for axis, (name, shown, of) in zip(axes, panels, strict=True):
@@ -36,10 +36,18 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             axis.set_xlim(0, 1.05 * max(map(of, shown)))
         else:
             axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes, fontsize=8)
-        for arm, points in lines(shown, of).items():
+        for each, points in lines(shown, of).items():
             xs, ys, below, above = zip(*points, strict=True)
             axis.errorbar(
-                xs, ys, yerr=[below, above], label=arm, color=colours[arm], marker="o", ms=3, lw=1, capsize=2
+                xs,
+                ys,
+                yerr=[below, above],
+                label=each,
+                color=colours[each],
+                marker="o",
+                ms=3,
+                lw=1,
+                capsize=2,
             )
     axes[0].set_ylabel("success rate, 95 %", fontsize=8)
     handles = {
@@ -60,16 +68,20 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 def lines(
     rows: Sequence[Row], of: Callable[[Row], float]
 ) -> dict[str, list[tuple[float, float, float, float]]]:
-    """Per arm: (x, success rate, down to the interval's lower end, up to its upper), tasks taken together."""
+    """Per arm and scene: (x, success rate, down to the interval's lower end, up to its upper), tasks taken together."""
     together: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
     for row in rows:
-        together[row["arm"], str(row.budget), row["demonstrations"]].append(row)
+        together[label(row), str(row.budget), row["demonstrations"]].append(row)
     found: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
-    for (arm, _, _), alike in together.items():
+    for (name, _, _), alike in together.items():
         whole = Row(tuple(result for row in alike for result in row.results))
         low, high = whole.summary["success_interval"]
-        found[arm].append((of(whole), whole.success, whole.success - low, high - whole.success))
-    return {arm: sorted(points) for arm, points in found.items()}
+        found[name].append((of(whole), whole.success, whole.success - low, high - whole.success))
+    return {name: sorted(points) for name, points in found.items()}
+
+
+def label(row: Row) -> str:
+    return f"{row['arm']}{'' if row.scene == 'plain' else f' ({row.scene} scene)'}"
 
 
 def largest_budget(rows: Sequence[Row]) -> list[Row]:

@@ -28,6 +28,16 @@ class Row:
         return Budget(**self["budget"])
 
     @property
+    def scene(self) -> str:
+        """`plain`, or `randomized`: of the evaluation."""
+        return str(self["evaluation"].get("scene", "plain"))
+
+    @property
+    def where(self) -> str:
+        """Task, and scene unless it is the plain one."""
+        return f"{self['task']}{'' if self.scene == 'plain' else f', {self.scene} scene'}"
+
+    @property
     def what(self) -> str:
         return self.results[0]["what"]
 

@@ -41,6 +41,9 @@ class Suite:
     """By what an arm sees (`pixels`, `state`): name, type and shape of each input feature."""
     env: Mapping[str, Values]
     """By what an arm sees: `--env.*` of lerobot-eval."""
+    randomized: Values | None
+    """The same for what sees pixels, in a scene that looks different in each episode; None where there is none, and
+    recorders cannot either."""
     first_seed: int
     """Of evaluation episodes; each takes the next."""
     at_once: int
@@ -78,9 +81,14 @@ class Budget:
         return f"{self.amount:g}{part}{'steps' if self.kind == 'steps' else 'min'}"
 
 
+Scene = Literal["plain", "randomized"]
+"""Of evaluation: LeRobot's own, or one that looks different in each episode."""
+SCENES: tuple[Scene, ...] = ("plain", "randomized")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One run of lerobot-train, and the budgets to evaluate it at."""
+    """One run of lerobot-train, the budgets to evaluate it at, and the scenes to evaluate it in."""
 
     suite: Suite
     task: str
@@ -90,6 +98,7 @@ class Training:
     kind: Literal["steps", "minutes"]
     amounts: tuple[float, ...]
     device: str
+    scenes: tuple[Scene, ...] = ("plain",)
     quick: bool = False
 
     @property
@@ -116,7 +125,8 @@ class Training:
         script, *arguments = suite.recorder
         return {
             "suite": suite.name, "task": self.task, "recorded": suite.recorded,
-            "recorder": [Path(script).name, *arguments], "arm": slug(arm.name), "policy": arm.policy,
+            "recorder": [Path(script).name, *arguments], **({"randomize": arm.randomize} if arm.randomize else {}),
+            "arm": slug(arm.name), "policy": arm.policy,
             "encoder": encoder_name(arm), "encoder_file": arm.encoder_file_sha256,
             "views": arm.views, "flags": self.flags, "optimization": dict(self.optimization), "warm_up": WARM_UP,
             "batch_size": suite.batch_size, "num_workers": arm.num_workers,
@@ -140,31 +150,46 @@ class Training:
     def experiments(self, episodes: int) -> "list[Experiment]":
         return [
             Experiment(
-                training=self, budget=Budget(kind=self.kind, amount=each, of=self.most), episodes=episodes
+                training=self,
+                budget=Budget(kind=self.kind, amount=each, of=self.most),
+                episodes=episodes,
+                scene=scene,
             )
             for each in sorted(self.amounts)
+            for scene in self.scenes
         ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A training at one of its budgets, evaluated."""
+    """A training at one of its budgets, evaluated in one kind of scene."""
 
     training: Training
     budget: Budget
     episodes: int
+    scene: Scene = "plain"
 
     @property
     def name(self) -> str:
-        return self.training.name.rpartition("--")[0] + f"--{self.budget}"
+        elsewhere = "" if self.scene == "plain" else f"--{self.scene}"
+        return self.training.name.rpartition("--")[0] + f"--{self.budget}{elsewhere}"
+
+    @property
+    def env(self) -> Values:
+        """`--env.*` of lerobot-eval, where `{task}` stands for the task."""
+        suite = self.training.suite
+        if self.scene == "plain":
+            return suite.env[self.training.arm.sees]
+        assert suite.randomized is not None  # see make_plan
+        return suite.randomized
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that makes it another experiment."""
-        suite, arm = self.training.suite, self.training.arm
+        suite = self.training.suite
         evaluation = {
-            "episodes": self.episodes, "first_seed": suite.first_seed, "at_once": suite.at_once,
-            "env": suite.env[arm.sees],
+            "episodes": self.episodes, "first_seed": suite.first_seed, "at_once": suite.at_once, "env": self.env,
+            **({} if self.scene == "plain" else {"scene": self.scene}),
         }  # fmt: skip
         return {
             **self.training.settings,

@@ -44,15 +44,17 @@ class Runner:
     def prepare(self, training: Training) -> None:
         """Demonstrations and cache: made when they are missing, kept for all trainings that need them."""
         suite, task, arm, work = training.suite, training.task, training.arm, self.work
-        logs = work.task(suite, task) / "logs"
-        frames, state = (work.dataset(suite, task, sees) for sees in ("pixels", "state"))
+        logs = work.task(suite, task, arm) / "logs"
+        frames, state = (work.dataset(suite, task, arm, sees) for sees in ("pixels", "state"))
         if not is_dataset(frames):
-            self.command(training, commands.record(suite, task, work), logs / "record.log")
+            self.command(training, commands.record(suite, task, arm, work), logs / "record.log")
         if arm.sees == "state" and not is_dataset(state):
             beside = state.with_name(state.name + ".making")
             shutil.rmtree(beside, ignore_errors=True)
             self.command(
-                training, commands.leave_frames_out(suite, task, work, beside), logs / "leave_frames_out.log"
+                training,
+                commands.leave_frames_out(suite, task, arm, work, beside),
+                logs / "leave_frames_out.log",
             )
             beside.rename(state)
         report = work.precompute(suite, task, arm)

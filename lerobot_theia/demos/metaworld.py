@@ -229,8 +229,8 @@ def _look_up(task: str) -> tuple[str, str]:
 
 
 @functools.cache
-def _environment(name: str) -> Any:
-    """LeRobot's environment that also keeps the full state, which the expert looks at; once per process."""
+def environment_class() -> Any:
+    """LeRobot's environment that also keeps the full state, which the expert looks at, and whose looks can be changed."""
     lerobot_metaworld = _import_metaworld()
 
     class MetaworldWithState(lerobot_metaworld.MetaworldEnv):  # type: ignore[name-defined, misc]
@@ -245,7 +245,13 @@ def _environment(name: str) -> Any:
             self.full_state = raw_obs
             return super()._format_raw_obs(raw_obs)
 
-    return MetaworldWithState(name, obs_type="pixels_agent_pos")
+    return MetaworldWithState
+
+
+@functools.cache
+def _environment(name: str) -> Any:
+    """Once per process and task."""
+    return environment_class()(name, obs_type="pixels_agent_pos")
 
 
 def _reset(env: Any, seed: int, randomize: tuple[str, ...] = ()) -> tuple[dict[str, np.ndarray], Drawn]:

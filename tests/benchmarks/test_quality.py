@@ -24,9 +24,10 @@ from benchmarks.quality.intervals import bootstrap_mean, independent, overlap, w
 from benchmarks.quality.page import write
 from benchmarks.quality.places import Work
 from benchmarks.quality.plan import make_plan
+from benchmarks.quality.plots import lines
 from benchmarks.quality.results import Results
 from benchmarks.quality.rows import rows
-from benchmarks.quality.settings import Budget, SettingsError, Training, digest, slug
+from benchmarks.quality.settings import Budget, Scene, SettingsError, Training, digest, slug
 from benchmarks.quality.status import status
 
 SUITES = ("pusht", "metaworld")
@@ -94,19 +95,23 @@ def test_intervals_overlap_where_they_touch() -> None:
 # --- arms and commands
 
 
+def arms_of(suite: str) -> list[str]:
+    """Names of the arms that are possible there: PushT has no randomized scenes."""
+    return [name for name in known_arms() if suite == "metaworld" or not load_arm(name).randomize]
+
+
 @pytest.fixture(scope="module")
 def trainings() -> dict[tuple[str, str], Training]:
-    """Each arm in each suite."""
+    """Each arm in each suite that can record for it."""
     found = {}
     for suite in SUITES:
-        for name in known_arms():
+        for name in arms_of(suite):
             overrides = (f"suite={suite}", f"arms=[{name}]", "seeds=[1]", "minutes=[]", "steps=[100]")
             found[suite, name] = plan(*overrides)[0]
     return found
 
 
-@pytest.mark.parametrize("name", known_arms())
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize(("suite", "name"), [(suite, name) for suite in SUITES for name in arms_of(suite)])
 def test_lerobot_train_takes_the_flags_of_an_arm(
     suite: str, name: str, trainings: dict[tuple[str, str], Training], tmp_path: Path
 ) -> None:
@@ -148,17 +153,22 @@ def test_arms_of_a_family_have_the_same_sizes_and_inputs(
                 assert {name: training.flags[name] for name in sizes} == sizes
 
 
-@pytest.mark.parametrize("sees", ["pixels", "state"])
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize(
+    ("suite", "sees", "scene"),
+    [(suite, sees, "plain") for suite in SUITES for sees in ("pixels", "state")]
+    + [("metaworld", "pixels", "randomized")],
+)
 def test_lerobot_eval_takes_the_environment_of_a_suite_and_gives_what_policies_want(
-    suite: str, sees: str, trainings: dict[tuple[str, str], Training], tmp_path: Path
+    suite: str, sees: str, scene: Scene, trainings: dict[tuple[str, str], Training], tmp_path: Path
 ) -> None:
     from lerobot.configs.eval import EvalPipelineConfig
     from lerobot.envs.utils import env_to_policy_features
 
-    from benchmarks.quality import state_env  # noqa: F401  (registers metaworld_state)
+    from benchmarks.quality import envs  # noqa: F401  (registers those that LeRobot does not have)
 
-    training = trainings[suite, {"pixels": "act", "state": "act_state"}[sees]]
+    training = dataclasses.replace(
+        trainings[suite, {"pixels": "act", "state": "act_state"}[sees]], scenes=(scene,)
+    )
     _, *arguments = commands.evaluate(training.experiments(7)[0], tmp_path / "checkpoint", tmp_path / "out")
     # LeRobot's own wrapper takes these two off before the rest is parsed.
     rest = [each for each in arguments if not each.startswith("--policy.") and "discover" not in each]
@@ -175,7 +185,7 @@ def test_lerobot_eval_takes_the_environment_of_a_suite_and_gives_what_policies_w
             assert list(given[name].shape) == feature["shape"]
 
 
-@pytest.mark.parametrize("name", [name for name in known_arms() if load_arm(name).encoder])
+@pytest.mark.parametrize("name", [name for name in arms_of("pusht") if load_arm(name).encoder])
 def test_precompute_takes_the_settings_of_an_arm(name: str, tmp_path: Path) -> None:
     from lerobot_theia.scripts.configs import config_folder
     from lerobot_theia.scripts.precompute import settings_of
@@ -196,7 +206,7 @@ def test_precompute_takes_the_settings_of_an_arm(name: str, tmp_path: Path) -> N
 def test_recorders_are_scripts_of_this_checkout_and_take_the_arguments(tmp_path: Path) -> None:
     for suite in SUITES:
         for training in plan(f"suite={suite}", "arms=[act]", "seeds=[1]", "steps=[10]", "minutes=[]"):
-            command = commands.record(training.suite, training.task, Work(tmp_path))
+            command = commands.record(training.suite, training.task, training.arm, Work(tmp_path))
             assert Path(command[1]).is_file()
             assert "{" not in " ".join(command)
             assert training.task in (command[3] if suite == "metaworld" else "pusht")
@@ -222,6 +232,17 @@ def test_an_arm_with_another_encoder_differs_in_nothing_else() -> None:
         (["demonstrations=[300]"], "demonstrations=300, but suite pusht records suite.recorded=260"),
         (["episodes=0"], "at least one"),
         (["+suite.sizes.act.dim_modle=3"], "arm act: act has no --policy.dim_modle in this checkout"),
+        (["scenes=[dark]"], r"scenes=\['dark'\]; choose from plain, randomized"),
+        (["scenes=[]"], "scenes=.* is empty"),
+        (["scenes=[plain,randomized]"], "suite pusht has no randomized scenes"),
+        (
+            ["arms=[theia_diffusion_2x2_randomized]"],
+            "such as theia_diffusion_2x2_randomized; suite=metaworld",
+        ),
+        (
+            ["suite=metaworld", "demonstrations=[25]", "arms=[act_state]", "scenes=[randomized]"],
+            "act_state sees no scene",
+        ),
         (["arms=[theia_act@a/enc,theia_act@b/enc]"], "would have the same name in results"),
     ],
 )
@@ -251,10 +272,12 @@ def test_no_arm_spends_its_training_on_the_warm_up(arm: str, flag: str, usual: i
 
 def test_questions_are_plans() -> None:
     for path in (CONFIGS / "question").glob("*.yaml"):
-        config = settings(f"question={path.stem}")
+        suite = "metaworld" if path.stem == "randomization" else "pusht"
+        config = settings(f"question={path.stem}", f"suite={suite}")
         found = make_plan(config, "cpu")
         arms, budgets = config["arms"], bool(config["steps"]) + bool(config["minutes"])
-        assert len(found) == len(arms) * len(config["seeds"]) * len(config["demonstrations"]) * budgets
+        cells = len(config["seeds"]) * len(config["demonstrations"]) * len(config["suite"]["tasks"])
+        assert len(found) == len(arms) * cells * budgets
         names = [each.name for training in found for each in training.experiments(config["episodes"])]
         assert len(set(names)) == len(names)
 
@@ -317,6 +340,36 @@ def test_so_is_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(arms, "ASSETS", tmp_path)
     after = digests()
     assert len(before) == len(after) == 1 and not before & after and "None" not in before
+
+
+RANDOMIZED = ("suite=metaworld", "suite.tasks=[hammer]", "question=randomization", "seeds=[1]")
+
+
+def test_scenes_are_experiments_of_one_training_and_those_of_demonstrations_are_another(
+    tmp_path: Path,
+) -> None:
+    plain, randomized = plan(*RANDOMIZED)
+    work = Work(tmp_path)
+    names = [
+        each.name.split("--", 2)[2] for training in (plain, randomized) for each in training.experiments(25)
+    ]
+    assert names == [
+        "theia_diffusion_2x2--25demos--seed1--10000steps",
+        "theia_diffusion_2x2--25demos--seed1--10000steps--randomized",
+        "theia_diffusion_2x2_randomized--25demos--seed1--10000steps",
+        "theia_diffusion_2x2_randomized--25demos--seed1--10000steps--randomized",
+    ]
+    (usual,) = plan(*RANDOMIZED, "arms=[theia_diffusion_2x2]", "scenes=[plain]")
+    assert work.training(usual) == work.training(plain) != work.training(randomized)
+    assert usual.experiments(25)[0].settings == plain.experiments(25)[0].settings
+
+    recordings = [commands.record(each.suite, "hammer", each.arm, work) for each in (plain, randomized)]
+    assert set(recordings[1]) - set(recordings[0]) == {
+        "--randomize=light,camera,texture",
+        f"--root={tmp_path}/metaworld/hammer-25-light+camera+texture/demonstrations",
+    }
+    caches = {work.caches(each.suite, "hammer", each.arm) for each in (plain, randomized)}
+    assert len(caches) == 2
 
 
 def test_slug_keeps_an_encoders_name_and_no_folder() -> None:
@@ -557,9 +610,26 @@ def test_page_links_videos_that_are_there_and_marks_time_that_was_not_filled(
     film.write_bytes(b"film")
     write({"a-machine": measured.all()}, tmp_path / "quality.md")
     text = (tmp_path / "quality.md").read_text()
-    assert f"- `diffusion`, 15 minutes of training: [success-0](videos/{name}/success-0.mp4)" in text
+    assert f"- `diffusion`, pusht, 15 minutes of training: [success-0](videos/{name}/success-0.mp4)" in text
     assert text.count("](videos/") == 1
     assert "| 1,000 ◔ | 14.0 |" in text and "| 1,000 ⏱ | 14.8 |" in text
+
+
+def test_page_keeps_scenes_apart(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results", "a-machine")
+    for training in plan(*RANDOMIZED, "arms=[theia_diffusion_2x2]"):
+        for scene, rewards in {"plain": [1.0] * 4, "randomized": [0.0, 1.0, 0.0, 0.0]}.items():
+            result(results, dataclasses.replace(training, scenes=(scene,)), rewards, seconds=60.0)
+    write({"a-machine": results.all()}, tmp_path / "quality.md")
+    text = (tmp_path / "quality.md").read_text()
+    assert "| `theia_diffusion_2x2` | hammer | 100.0% [" in text
+    assert "| `theia_diffusion_2x2` | hammer, randomized scene | 25.0% [" in text
+    assert "- metaworld, randomization: 58 of 60 experiments" in text
+    assert "- pusht, randomization" not in text
+    drawn = lines(rows(results.all()), lambda row: row.steps)
+    assert {name: points[0][1] for name, points in drawn.items()} == {
+        "theia_diffusion_2x2": 1.0, "theia_diffusion_2x2 (randomized scene)": 0.25,
+    }  # fmt: skip
 
 
 def test_page_without_results_says_so(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ pytest.importorskip(
     "metaworld", reason="needs the extra [metaworld]: pip install 'lerobot_policy_theia[metaworld]'"
 )
 
-from lerobot_theia.demos.metaworld import _Attempt, _successes, metaworld_features
+from lerobot_theia.demos.metaworld import _Attempt, _shrink, _successes, metaworld_features
 from lerobot_theia.demos.recording import RANDOMIZATION, Episode, RecordingError
 
 PROBE = """
@@ -95,6 +95,12 @@ options = dict(num_episodes=2, seed=5, image_size=64, use_videos=False, environm
 record_metaworld("drawer-open", root / "plain", **options)
 record_metaworld("drawer-open", root / "changed", randomize=["texture", "light", "camera"], **options)
 record_metaworld("drawer-open", root / "again", randomize=["texture"], **options | {"num_episodes": 1, "seed": 6})
+
+import numpy as np
+from benchmarks.quality.envs.metaworld_randomized import MetaworldRandomizedEnv
+envs = MetaworldRandomizedEnv(task="drawer-open-v3").create_envs(2)["metaworld_randomized"][0]
+looks = [envs.reset(seed=seeds)[0]["pixels"].copy() for seeds in ([5, 6], [5, 6], [None, None])]
+np.save(root / "evaluation.npy", np.stack(looks))
 """
 
 
@@ -131,6 +137,17 @@ def test_randomised_scenes_look_different_and_go_as_ever(renderer: str, tmp_path
         changed[starts[0]]["observation.image"] - changed[starts[1]]["observation.image"]
     ).abs().mean() > 0.02
     assert len(again) == changed.meta.episodes["length"][1]
+
+    looks = np.load(
+        tmp_path / "evaluation.npy"
+    )  # (3, 2, 480, 480, 3): two resets with seeds 5 and 6, then one without
+    recorded = [changed[start]["observation.image"].permute(1, 2, 0).numpy() for start in starts]
+    for seen in looks:
+        distances = np.array(
+            [[np.abs(_shrink(each, 64) / 255 - own).mean() for own in recorded] for each in seen]
+        )
+        # Where the drawer stands is not yet seen in the first picture.
+        assert np.diag(distances).max() < 0.02 < distances[[0, 1], [1, 0]].min(), distances
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """`--env.type=metaworld_state`: LeRobot's Meta-World, observed as the simulator's true state.
 
-lerobot-eval finds it with `--env.discover_packages_path=benchmarks.quality.state_env`. Its observation is that which the
-recorder stores as `observation.environment_state`.
+Its observation is that which the recorder stores as `observation.environment_state`.
 """
 
 from collections.abc import Sequence
