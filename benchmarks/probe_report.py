@@ -3,6 +3,7 @@
 python benchmarks/probe_report.py
 """
 
+import argparse
 import json
 from typing import Any
 
@@ -35,6 +36,7 @@ says something of its angle; where it does (`pusht-goals`), an angle must be see
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()  # none; --help says what this writes
     parts = [INTRODUCTION]
     if (PAGE.parent / PICTURE).exists():
         parts += [f"![Frames, and tokens as pictures, a row for each encoder]({PICTURE})\n"]

@@ -3,6 +3,7 @@
 python benchmarks/reliability_report.py
 """
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ GROUPS = ("memory", "open files", "maps")
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()  # none; --help says what this writes
     parts = [INTRODUCTION]
     for folder in sorted(each for each in RESULTS.iterdir() if each.is_dir()):
         found = {name: load(folder / f"{name}.json") for name in ("reliability", "endurance")}

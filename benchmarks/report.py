@@ -3,6 +3,7 @@
 python benchmarks/report.py
 """
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ spread is (largest − smallest) / median over the repeats. Ratios carry from ma
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()  # none; --help says what this writes
     machines = {
         folder.name: {
             path.stem: json.loads(path.read_text())
