@@ -59,11 +59,12 @@ class Corpus:
         total = int(self._starts[-1]) + sum(len(source.skipped) for source in sources)
         check_skipped("corpus", self.skipped, total, allow_skipped, sources[0].path.parent / SKIPPED_FILE)
         self.indices = {split: self._indices(split, duplicate_rows) for split in SPLITS}
-        for split, remedy in ((TRAIN, "lower `validation`"), (VALIDATION, "raise `validation`")):
+        for split, remedy in ((TRAIN, "lower"), (VALIDATION, "raise")):
             if not len(self.indices[split]):
                 raise DistillError(
-                    f"no image is in the {split} split of {[source.name for source in sources]}: {remedy} of a "
-                    "source, or name the split in its manifest"
+                    f"no image is in the {split} split of {[source.name for source in sources]}: {remedy} `validation` of a "
+                    "source that has two or more episodes, videos or shards (one alone is never divided), add such a source, "
+                    "or name the split in a folder's manifest"
                 )
         times = {source.name: (repeat or {}).get(source.name, 1) for source in sources}
         self.epoch = np.concatenate(

@@ -26,7 +26,7 @@ from lerobot_theia.distill.sources.interface import Source
 from lerobot_theia.encoder.resize import resize
 
 FORMAT = "lerobot-theia-frames"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SHARD_ITEMS = 512
 SHOWN = 5
 """Skipped images named in a message."""
@@ -152,7 +152,7 @@ def pack(
             }
             file = path / f"{start // SHARD_ITEMS:06d}.safetensors"
             shard = existing(file, key, settings.verify)
-            if shard is None:
+            if shard is None or readable_now(shard, source, items[start:stop], start):
                 write_shard(file, key, source, items[start:stop], start, settings.image_size)
                 shard = Arrays(file)
             claim.touch()
@@ -216,6 +216,18 @@ def existing(file: Path, key: dict[str, Any], verify: bool) -> Arrays | None:
     return shard
 
 
+def readable_now(shard: Arrays, source: Source, items: Sequence[Item], start: int) -> bool:
+    """Whether an image that was left out can be read by now, though its file looks as before: rights were mended, a disk is
+    there again."""
+    left_out = {id for id, _ in shard.about["skipped"]}
+    for index, item in enumerate(items, start):
+        if item.id in left_out:
+            (result,) = source.read(index, index + 1)
+            if isinstance(result, Frame) and frame_problem(source, result) is None:
+                return True
+    return False
+
+
 def write_shard(
     file: Path, key: dict[str, Any], source: Source, items: Sequence[Item], start: int, image_size: int
 ) -> None:
@@ -231,7 +243,9 @@ def write_shard(
         assert isinstance(result, Frame)
         image = squash(result.image, size)
         images.append(image)
-        hashes.append(np.frombuffer(bytes.fromhex(arrays_sha256({"": image}))[:16], dtype=np.uint8))
+        # Of the picture as it came: sources that are alike may be stored in different sizes.
+        pixels = arrays_sha256({"": result.image})
+        hashes.append(np.frombuffer(bytes.fromhex(pixels)[:16], dtype=np.uint8))
         ids.append(item.id)
         for name in truth:
             truth[name].append(np.asarray(result.truth[name], dtype=source.columns[name].dtype))

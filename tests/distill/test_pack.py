@@ -1,8 +1,10 @@
 """Packing: every source is read once, resumes where it stopped, and leaves nothing out in silence."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,9 @@ from lerobot_theia.distill.corpus import Corpus, Order, evenly
 from lerobot_theia.distill.errors import DistillError, UnreadableError
 from lerobot_theia.distill.frames import TRAIN, VALIDATION, Frame, split_by_group
 from lerobot_theia.distill.pack import PackedSource, PackSettings, Skipped, check_skipped, pack
+from lerobot_theia.distill.sources import folder as folder_source
 from lerobot_theia.distill.sources.folder import FolderSource
+from lerobot_theia.distill.sources.pusht import PushTSource
 from lerobot_theia.encoder.resize import resize
 
 
@@ -160,6 +164,58 @@ def test_a_mended_image_is_taken_in(picture_folder: Path, settings: PackSettings
     assert len(pack(source(picture_folder), settings, 0.0)) == 24
 
 
+def test_an_image_that_became_readable_is_taken_in_though_its_file_looks_as_before(
+    picture_folder: Path, settings: PackSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = folder_source.read_image
+
+    def no_right(path: Path) -> Frame | UnreadableError:
+        return UnreadableError("Permission denied") if path.name == "03.png" else real(path)
+
+    monkeypatch.setattr(folder_source, "read_image", no_right)
+    for _ in range(2):
+        with pytest.raises(DistillError, match=r"1 of 24 images .*a/03.png: Permission denied"):
+            pack(source(picture_folder), settings, 0.0)
+    monkeypatch.setattr(folder_source, "read_image", real)
+    assert len(pack(source(picture_folder), settings, 0.0)) == 24
+
+
+def test_a_broken_image_is_all_that_is_tried_again(picture_folder: Path, settings: PackSettings) -> None:
+    (picture_folder / "a/03.png").write_bytes(b"not a picture")
+    for read in (24, 1):
+        assert len(pack(counting(picture_folder), settings, 0.1)) == 23
+        assert Counting.read_images == read
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("I;16", "png"), ("F", "tiff"), ("I", "tiff")])
+def test_images_of_more_than_8_bits_are_not_cut_off(
+    mode: str, suffix: str, picture_folder: Path, settings: PackSettings
+) -> None:
+    ramp = np.arange(0, 65536, 256).reshape(16, 16)
+    values = ramp.astype({"I;16": np.uint16, "F": np.float32, "I": np.int32}[mode])
+    Image.fromarray(values).save(picture_folder / f"deep.{suffix}")
+    with (picture_folder / "manifest.csv").open("a") as file:
+        file.write(f"deep.{suffix},train\n")
+    with pytest.raises(
+        DistillError, match=rf"deep.{suffix}: image: more than 8 bits a channel \(mode {mode}"
+    ):
+        pack(source(picture_folder), settings, 0.0)
+
+
+def test_another_folder_is_not_taken_for_one_with_files_of_the_same_names_sizes_and_times(
+    tmp_path: Path, settings: PackSettings
+) -> None:
+    contents = []
+    for number, folder in enumerate((tmp_path / "a", tmp_path / "b")):
+        folder.mkdir()
+        Image.new("RGB", (8, 8), (100 * number, 0, 0)).save(folder / "0.bmp")
+        (folder / "manifest.csv").write_text("path,split\n0.bmp,train\n")
+        os.utime(folder / "0.bmp", (0, 0))
+        packed = pack(source(folder), settings, 0.0)
+        contents.append(int(packed.frames([0]).images[0, 0, 0, 0]))
+    assert contents == [0, 100]
+
+
 def test_duplicates_are_listed_and_stop_the_run(picture_folder: Path, settings: PackSettings) -> None:
     twin = (picture_folder / "a/05.png").read_bytes()
     (picture_folder / "a/11.png").write_bytes(twin)
@@ -175,6 +231,22 @@ def test_duplicates_are_listed_and_stop_the_run(picture_folder: Path, settings: 
 def test_duplicates_are_found_across_sources(picture_folder: Path, settings: PackSettings) -> None:
     both = [pack(source(picture_folder, name), settings, 0.0) for name in ("one", "two")]
     with pytest.raises(DistillError, match=r"24 of 48 images .*two/00.jpg: a duplicate of one/00.jpg"):
+        Corpus(both)
+
+
+def test_duplicates_are_found_though_one_is_stored_as_it_is_and_the_other_squashed(
+    tmp_path: Path, settings: PackSettings
+) -> None:
+    simulator = PushTSource(name="pusht", images=2, validation=0.5)
+    frames = [each.image for each in simulator.read(0, 2) if isinstance(each, Frame)]
+    lines = ["path,split"]
+    for number, image in enumerate(frames):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,train")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    both = [pack(each, replace(settings, image_size=224), 0.0) for each in (simulator, source(tmp_path))]
+    assert [each.frames([0]).images.shape[-1] for each in both] == [96, 224]
+    with pytest.raises(DistillError, match=r"2 of 4 images .*pictures/0.png: a duplicate of pusht/"):
         Corpus(both)
 
 
@@ -239,7 +311,8 @@ def test_groups_stay_together_and_splits_are_never_empty() -> None:
     splits = split_by_group(["b", "a", "a", "c"], 0.01, "test")
     assert sorted(splits) == ["a", "b", "c"]
     assert list(splits.values()).count(VALIDATION) == 1
-    assert split_by_group(["a", "b", "c", "d"], 0.01, "test") != {}
-    assert set(split_by_group(["only"], 0.5, "test").values()) <= {TRAIN, VALIDATION}
+    for share in (0.01, 0.5, 0.99):
+        assert set(split_by_group(["a", "b"], share, "test").values()) == {TRAIN, VALIDATION}
+    assert split_by_group(["only"], 0.02, "test") == {"only": TRAIN}, "one alone is not divided"
     with pytest.raises(DistillError, match="validation is 1"):
         split_by_group(["a"], 1.0, "test")

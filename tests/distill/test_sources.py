@@ -3,6 +3,7 @@
 import importlib.abc
 import io
 import math
+import shutil
 import sys
 import tarfile
 from fractions import Fraction
@@ -132,6 +133,34 @@ def test_webdataset_shards(tmp_path: Path) -> None:
     assert [item.split for item in by_name.items()].count(VALIDATION) == 4
 
 
+def test_no_image_of_a_shard_is_left_out_in_silence(tmp_path: Path) -> None:
+    names = ("000.rgb.png", "000.mask.png", "001.rgb.PNG", "001.json", "002.rgb.png")
+    write_tar(tmp_path / "a.tar", {name: png(number) for number, name in enumerate(names)})
+
+    def ids(**settings: tuple[str, ...]) -> list[str]:
+        source = WebdatasetSource(
+            name="w", train=f"{tmp_path}/a.tar", validation=0.0, license="mit", **settings
+        )
+        return [item.id for item in source.items()]
+
+    with pytest.raises(
+        DistillError, match=r"000.rgb.png.* extension 'rgb.png' is none of jpg, .* to `extensions`"
+    ):
+        ids()
+    with pytest.raises(DistillError, match=r"000.mask.png.* to `ignore` if not"):
+        ids(extensions=("rgb.png",))
+    assert ids(extensions=("rgb.png",), ignore=("mask.png",)) == ["a.tar/000", "a.tar/001", "a.tar/002"]
+
+
+def test_shards_of_one_name_in_several_folders(tmp_path: Path) -> None:
+    for number, folder in enumerate(("p", "q")):
+        (tmp_path / folder).mkdir()
+        write_tar(tmp_path / folder / "00.tar", {"0.png": png(number)})
+    source = WebdatasetSource(name="w", train=f"{tmp_path}/{{p,q}}/00.tar", validation=0.5, license="mit")
+    assert [item.id for item in source.items()] == ["p/00.tar/0", "q/00.tar/0"]
+    assert sorted(item.split for item in source.items()) == ["train", "validation"]
+
+
 def test_webdataset_refuses_what_it_cannot_read(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"0.png": png(1)})
     (tmp_path / "b.tar").write_bytes(b"no tar at all" * 100)
@@ -178,11 +207,18 @@ def test_brace_patterns() -> None:
 # --- video
 
 
-def write_video(path: Path, frames: int, fps: int | Fraction = 10) -> None:
+def write_video(
+    path: Path,
+    frames: int,
+    fps: int | Fraction = 10,
+    codec: str = "mpeg4",
+    options: dict[str, str] | None = None,
+) -> None:
     """Frame i is grey of level 10 i."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=fps)
+        stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 48, "yuv420p", 4
+        stream.options = options or {}
         for i in range(frames):
             picture = np.full((48, 64, 3), 10 * i, dtype=np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
@@ -226,6 +262,27 @@ def test_all_frames_of_a_video_are_taken_once(rate: int | Fraction, tmp_path: Pa
     assert [round(float(frame.image.mean()) / 10) for frame in read(source)] == list(range(23))
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.mp4", "libx264", "x264-params=open-gop=1:keyint=6:scenecut=0:bframes=3:b-adapt=0"),
+        ("a.mp4", "libx265", "x265-params=log-level=none:open-gop=1:keyint=6:bframes=4"),
+        ("a.mkv", "libx264", "x264-params=open-gop=1:keyint=6:scenecut=0:bframes=3:b-adapt=0"),
+        ("a.mp4", "mpeg4", ""),
+    ],
+)
+def test_a_sample_is_the_same_frame_wherever_reading_begins(
+    name: str, codec: str, options: str, tmp_path: Path
+) -> None:
+    given = dict([options.split("=", 1)]) if options else {}
+    write_video(tmp_path / name, 24, codec=codec, options=given)
+    source = VideoSource(name="v", path=tmp_path, fps=5, validation=0.0, license="cc0-1.0")
+    for k in range(len(source.items())):
+        (frame,) = source.read(k, k + 1)
+        assert isinstance(frame, Frame)
+        assert round(float(frame.image.mean()) / 10) == 2 * k
+
+
 def test_frames_are_not_taken_twice(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", frames=5)
     with pytest.raises(DistillError, match=r"fps is 20, but .*a.mp4 has 10 frames per second.*lower fps"):
@@ -252,6 +309,32 @@ def test_what_is_no_video_is_an_error(tmp_path: Path) -> None:
 
 
 # --- LeRobotDataset
+
+
+def test_a_dataset_that_cannot_be_opened_is_named(video_dataset: Path, tmp_path: Path) -> None:
+    def source(root: Path) -> LeRobotSource:
+        return LeRobotSource(name="d", repo_id=REPO_ID, root=root, license="cc-by-4.0")
+
+    with pytest.raises(DistillError, match=f"'d': {tmp_path}/nowhere is no LeRobotDataset: .*info.json"):
+        source(tmp_path / "nowhere").items()
+    shutil.copytree(video_dataset, tmp_path / "copy")
+    info = tmp_path / "copy" / "meta" / "info.json"
+    info.write_text(info.read_text().replace('"v3.0"', '"v2.1"'))
+    with pytest.raises(DistillError, match=f"'d': LeRobot cannot open {REPO_ID} in {tmp_path}/copy "):
+        source(tmp_path / "copy").items()
+
+
+def test_a_decoder_that_is_missing_blames_no_image(
+    video_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = LeRobotSource(name="d", repo_id=REPO_ID, root=video_dataset, license="cc-by-4.0")
+
+    def no_decoder(*_: object) -> None:
+        raise ImportError("no codec")
+
+    monkeypatch.setattr(type(source._dataset), "__getitem__", no_decoder)
+    with pytest.raises(DistillError, match="cannot be decoded on this machine: ImportError: no codec"):
+        list(source.read(0, 1))
 
 
 @pytest.mark.parametrize("kind", ["video_dataset", "image_dataset"])

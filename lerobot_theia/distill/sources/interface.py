@@ -54,19 +54,22 @@ class Source(Protocol):
 
 
 def stamp_of_files(paths: Sequence[Path]) -> str:
-    """Names, sizes and modification times; a missing file is part of it, and found when it is read."""
+    """Places, sizes and modification times; a missing file is part of it, and found when it is read."""
     seen = []
     for path in dict.fromkeys(paths):
         try:
             status = path.stat()
-            seen.append([path.name, status.st_size, status.st_mtime_ns])
+            # With its folder: of two archives unpacked with the same times, files may be alike in name and size.
+            seen.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
         except OSError:
-            seen.append([path.name, -1, -1])
+            seen.append([str(path), -1, -1])
     return digest_of(seen)
 
 
 def as_rgb(image: Any, what: str) -> np.ndarray:
-    """(H, W, 3) uint8 of what PIL opened. Raises UnreadableError for anything that is no picture."""
+    """(H, W, 3) uint8 of what PIL opened. Raises UnreadableError for anything that is no picture of 8 bits."""
+    if image.mode == "F" or image.mode.startswith("I"):  # PIL would cut values off at 255
+        raise UnreadableError(f"{what}: more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
     array = np.array(image.convert("RGB"))
     if array.ndim != 3 or 0 in array.shape:
         raise UnreadableError(f"{what}: an image of shape {array.shape}")

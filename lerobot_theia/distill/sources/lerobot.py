@@ -87,6 +87,11 @@ class LeRobotSource:
             try:
                 row = self._dataset[index]
                 frames = [to_uint8(row[camera][None])[0].permute(1, 2, 0).numpy() for camera in cameras]
+            except (ImportError, MemoryError) as error:
+                raise DistillError(
+                    f"source {self.name!r}: frame {index} of {self.repo_id} cannot be decoded on this machine: {reason_of(error)}. "
+                    "Mend that; what is packed is kept"
+                ) from error
             except Exception as error:  # decoders raise whatever they like
                 problem = f"frame {index} does not decode: {reason_of(error)}"
                 yield from (UnreadableError(problem) for _ in cameras)
@@ -97,7 +102,18 @@ class LeRobotSource:
     def _dataset(self) -> Any:
         from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-        return LeRobotDataset(self.repo_id, root=self.root, revision=self.revision, return_uint8=True)
+        if self.root is not None and not (self.root / "meta" / "info.json").is_file():
+            raise DistillError(
+                f"source {self.name!r}: {self.root} is no LeRobotDataset: it has no meta/info.json"
+            )
+        try:
+            return LeRobotDataset(self.repo_id, root=self.root, revision=self.revision, return_uint8=True)
+        except Exception as error:  # of files, versions, network
+            where = self.repo_id if self.root is None else f"{self.repo_id} in {self.root}"
+            raise DistillError(
+                f"source {self.name!r}: LeRobot cannot open {where} ({reason_of(error)}). Where files are missing, LeRobot "
+                "asks the Hugging Face Hub for them; a dataset of version 2 has to be converted to v3.0 first"
+            ) from error
 
     @functools.cached_property
     def _cameras(self) -> tuple[str, ...]:

@@ -22,6 +22,9 @@ EXTENSIONS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 EARLY_S = 1e-3
 """Time stamps are rounded: what comes so much later than a sample's time still counts as shown at that time."""
 
+BACK_S = (1.0, 5.0, 30.0)
+"""How much earlier to begin decoding, should the first frame come too late."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSource:
@@ -62,7 +65,7 @@ class VideoSource:
         }
 
     def identity(self) -> Mapping[str, Any]:
-        return {"type": "video", "version": 2, "fps": self.fps}
+        return {"type": "video", "version": 3, "fps": self.fps}
 
     def items(self) -> Sequence[Item]:
         videos = [self._id(video) for video, _ in self._samples]
@@ -152,10 +155,8 @@ def frames_at(video: Path, times: Sequence[float]) -> Iterator[Frame | Unreadabl
             assert stream.time_base is not None
             begin, tick = stream.start_time or 0, float(stream.time_base)
             rate = float(stream.average_rate or rate)
-            container.seek(int(waiting[0] / stream.time_base) + begin, stream=stream, backward=True)
-            for frame in container.decode(stream):
-                if frame.pts is None:
-                    continue
+            for frame in decoded_from(container, stream, waiting[0], begin, tick):
+                assert frame.pts is not None
                 if shown is not None:
                     yield from due((frame.pts - begin) * tick - EARLY_S)
                 if not waiting:
@@ -168,3 +169,21 @@ def frames_at(video: Path, times: Sequence[float]) -> Iterator[Frame | Unreadabl
         yield from due((shown.pts - begin) * tick + lasts + EARLY_S)
     for at in waiting:
         yield UnreadableError(f"{at:.2f} s of {video.name}: {problem}")
+
+
+def decoded_from(
+    container: InputContainer, stream: VideoStream, at: float, begin: int, tick: float
+) -> Iterator[av.VideoFrame]:
+    """Frames in the order in which they are shown, from one on that is shown at `at` seconds or before.
+
+    Seeking goes by the time of decoding, and what follows a key frame may be shown before it (an open GOP): then the first
+    frame that decodes is too late, and one has to begin earlier.
+    """
+    for back in (0.0, *BACK_S, math.inf):
+        start = max(at - back, 0.0)
+        container.seek(int(start / tick) + begin, stream=stream, backward=True)
+        frames = (frame for frame in container.decode(stream) if frame.pts is not None)
+        first = next(frames, None)
+        if start == 0 or (first is not None and (first.pts - begin) * tick <= at + EARLY_S):
+            break
+    return itertools.chain([] if first is None else [first], frames)

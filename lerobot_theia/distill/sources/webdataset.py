@@ -3,6 +3,7 @@
 import functools
 import glob
 import io
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,11 @@ from lerobot_theia.distill.frames import TRAIN, VALIDATION, Frame, Item, split_b
 from lerobot_theia.distill.licenses import required
 from lerobot_theia.distill.sources.folder import read_image
 from lerobot_theia.distill.sources.interface import Column, reason_of, stamp_of_files
+
+IMAGE_SUFFIXES = frozenset(
+    ["avif", "bmp", "gif", "heic", "jp2", "jpeg", "jpg", "pbm", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"]
+)  # fmt: skip
+"""What ends in one of these is meant as an image."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,8 @@ class WebdatasetSource:
         train: path of the shards; `*` matches any name, `{000..099}` a range.
         validation: path of the held-out shards; or a number: the share of the shards in `train` to hold out.
         license: of the images.
-        extensions: of the files that are the images.
+        extensions: of the files that are the images; all that follows the first dot of a name.
+        ignore: extensions of images that are not wanted, such as masks.
     """
 
     name: str
@@ -43,6 +50,7 @@ class WebdatasetSource:
     validation: str | float
     license: str = ""
     extensions: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
+    ignore: tuple[str, ...] = ()
 
     shape: ClassVar[None] = None
     columns: ClassVar[Mapping[str, Column]] = {}
@@ -59,7 +67,7 @@ class WebdatasetSource:
 
     def items(self) -> Sequence[Item]:
         split_of = dict(self._shards)
-        return [Item(f"{m.shard.name}/{m.key}", split_of[m.shard]) for m in self._members]
+        return [Item(f"{self._names[m.shard]}/{m.key}", split_of[m.shard]) for m in self._members]
 
     def stamp(self, start: int, stop: int) -> str:
         return stamp_of_files([member.shard for member in self._members[start:stop]])
@@ -85,8 +93,13 @@ class WebdatasetSource:
                     f"source {self.name!r}: {min(both)} is both in train and in validation; name each shard once"
                 )
             return [(shard, TRAIN) for shard in train] + [(shard, VALIDATION) for shard in held_out]
-        splits = split_by_group([shard.name for shard in train], self.validation, f"source {self.name!r}")
-        return [(shard, splits[shard.name]) for shard in train]
+        names = short_names(train)
+        splits = split_by_group(list(names.values()), self.validation, f"source {self.name!r}")
+        return [(shard, splits[names[shard]]) for shard in train]
+
+    @functools.cached_property
+    def _names(self) -> dict[Path, str]:
+        return short_names([shard for shard, _ in self._shards])
 
     def _found(self, pattern: str) -> list[Path]:
         shards = []
@@ -107,7 +120,7 @@ class WebdatasetSource:
                 with tarfile.open(shard, "r:") as tar:
                     for entry in tar:
                         key, _, extension = entry.name.rpartition("/")[2].partition(".")
-                        if entry.isfile() and extension.lower() in self.extensions:
+                        if entry.isfile() and self._is_wanted(shard, entry.name, extension.lower()):
                             folder = entry.name.rpartition("/")[0]
                             key = f"{folder}/{key}" if folder not in ("", ".") else key
                             members.append(Member(shard, key, entry.offset_data, entry.size))
@@ -118,6 +131,25 @@ class WebdatasetSource:
                     "leave it out"
                 ) from error
         return members
+
+    def _is_wanted(self, shard: Path, name: str, extension: str) -> bool:
+        """Raises DistillError for an image that is neither wanted nor to be ignored: nothing is left out in silence."""
+        if extension in self.extensions:
+            return True
+        if extension.rpartition(".")[2] in IMAGE_SUFFIXES and extension not in self.ignore:
+            raise DistillError(
+                f"source {self.name!r}: {shard} holds {name}, an image by its name, but its extension {extension!r} is none of "
+                f"{', '.join(self.extensions)}: add it to `extensions` of this source if it is to be taken, to `ignore` if not"
+            )
+        return False
+
+
+def short_names(shards: Sequence[Path]) -> dict[Path, str]:
+    """Names of files; where two are alike, with as many of their folders as differ."""
+    if len({shard.name for shard in shards}) == len(shards):
+        return {shard: shard.name for shard in shards}
+    common = os.path.commonpath([shard.absolute().parent for shard in shards])
+    return {shard: shard.absolute().relative_to(common).as_posix() for shard in shards}
 
 
 def check_end(shard: Path, offset: int) -> None:
