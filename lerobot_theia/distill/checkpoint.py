@@ -10,7 +10,7 @@ Data order, augmentation and learning rate are functions of seed and step, so th
 import contextlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 FOLDER = "checkpoints"
 KEPT = 2
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,15 @@ class Position:
         seconds: spent training, over all sessions.
         sessions: how often the run was begun or resumed.
         run: what must be the same when it goes on: teachers, student, corpus, order of images.
+        history: each session that took a step: `from_step`, and under which settings, licences and code, by which
+            command.
     """
 
     step: int
     seconds: float
     sessions: int
     run: dict[str, Any]
+    history: tuple[dict[str, Any], ...] = ()
 
 
 def checkpoint_folder(output_dir: Path, step: int) -> Path:
@@ -66,6 +69,7 @@ def save_checkpoint(
         "seconds": position.seconds,
         "sessions": position.sessions,
         "run": position.run,
+        "history": list(position.history),
         "sha256": files,
     }
     publish(folder / STATE_FILE, [json.dumps(state, indent=2).encode() + b"\n"])
@@ -93,7 +97,7 @@ def newest_position(output_dir: Path) -> tuple[Path, Position] | None:
                 )
             if all(sha256_of_file(folder / name) == digest for name, digest in state["sha256"].items()):
                 position = Position(state["step"], state["seconds"], state["sessions"], state["run"])
-                return folder, position
+                return folder, replace(position, history=tuple(state["history"]))
         damaged.append(folder)
     if damaged:
         raise DistillError(

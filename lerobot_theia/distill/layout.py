@@ -7,9 +7,11 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from lerobot_theia.cache.files import publish
+from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.loss import Standard
 from lerobot_theia.distill.student import Student
 from lerobot_theia.encoder.locate import CONFIG_FILE, WEIGHTS_FILE
@@ -72,6 +74,12 @@ def write_statistics(folder: Path, standards: Mapping[str, Standard]) -> None:
 
 
 def read_statistics(folder: Path) -> dict[str, Standard]:
-    tensors = safetensors.torch.load_file(folder / STATISTICS_FILE)
-    teachers = sorted({name.rpartition(".")[0] for name in tensors})
-    return {t: Standard(tensors[f"{t}.mean"], tensors[f"{t}.std"]) for t in teachers}
+    """Raises DistillError if the file is damaged."""
+    try:
+        tensors = safetensors.torch.load_file(folder / STATISTICS_FILE)
+        teachers = sorted({name.rpartition(".")[0] for name in tensors})
+        return {t: Standard(tensors[f"{t}.mean"], tensors[f"{t}.std"]) for t in teachers}
+    except (SafetensorError, KeyError) as error:
+        raise DistillError(
+            f"{folder / STATISTICS_FILE} is damaged ({error}): delete it, and it is made again from the same images"
+        ) from error

@@ -1,7 +1,7 @@
 """What the licences of corpora and teachers mean for the student."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lerobot_theia.distill.errors import DistillError
 
@@ -38,6 +38,18 @@ def commercial_use(license: str) -> str:
     return UNCLEAR
 
 
+def strictness(license: str) -> int:
+    """Larger for what allows less."""
+    return (ALLOWED, UNCLEAR, FORBIDDEN).index(commercial_use(license))
+
+
+def stated_or_stricter(stated: str, card: str) -> str:
+    """What was stated of a model; what its card says if that is stricter, or nothing was stated."""
+    if not stated or not card or strictness(card) <= strictness(stated):
+        return stated or card
+    return f"{card} (by its model card; stated was {stated})"
+
+
 def required(what: str, license: str | None) -> str:
     """A licence that was stated. Raises DistillError if none was."""
     if license is None or not license.strip():
@@ -46,6 +58,15 @@ def required(what: str, license: str | None) -> str:
             "`license: unknown`; the student's provenance says it"
         )
     return " ".join(license.split())
+
+
+def strictest(statements: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What -> licence, of several sessions of a run: where they differ, the one that allows least."""
+    found: dict[str, str] = {}
+    for parts in statements:
+        for what, license in parts.items():
+            found[what] = max(found.get(what, license), license, key=strictness)
+    return found
 
 
 def student_license(parts: Mapping[str, str]) -> tuple[str, str]:

@@ -36,11 +36,12 @@ def provenance(
     weights_sha256: str,
     corpus: Corpus,
     lessons: Sequence[Lesson],
-    settings: Mapping[str, Any],
     trained: Trained,
-    command: Sequence[str],
 ) -> dict[str, Any]:
+    """Settings, licences, code and so on are those of the last session that took a step; earlier ones have theirs beside it."""
     student = beginning.student
+    *earlier, last = trained.history
+    settings = last["settings"]
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -49,7 +50,7 @@ def provenance(
         "commercial_use": commercial,
         "weights_sha256": weights_sha256,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": list(command),
+        "command": last["command"],
         "student": {
             "hidden_size": student.spec.hidden_size,
             "num_layers": student.spec.num_layers,
@@ -59,38 +60,39 @@ def provenance(
             "init_weights_sha256": beginning.init_sha256,
             "heads_from_scratch": list(beginning.new_heads),
         },
-        "corpus": corpus_manifest(corpus),
-        "teachers": [teacher_manifest(lesson, corpus) for lesson in lessons],
-        "settings": dict(settings),
+        "corpus": corpus_manifest(corpus, last["licenses"]),
+        "teachers": [teacher_manifest(lesson, corpus, last["licenses"]) for lesson in lessons],
+        "settings": settings,
         "training": {
             "steps": trained.steps,
             "images": trained.images,
             "seconds": round(trained.seconds, 1),
             "sessions": trained.sessions,
-            "processes": trained.processes,
+            "processes": last["processes"],
+            "earlier_sessions": earlier,
         },
         "validation": {"first": trained.first.to_json(), "last": trained.last.to_json()},
-        "code": code_version(),
-        "environment": environment(),
+        "code": last["code"],
+        "environment": last["environment"],
     }
 
 
-def corpus_manifest(corpus: Corpus) -> dict[str, Any]:
+def corpus_manifest(corpus: Corpus, licenses: Mapping[str, str]) -> dict[str, Any]:
     return {
         "content_sha256": corpus.content_sha256,
         "images": {split: len(corpus.indices[split]) for split in SPLITS},
         "images_per_epoch": len(corpus.epoch),
         "evaluation_seeds": f"{FIRST_EVALUATION_SEED} and up; no source used one",
-        "sources": [source_manifest(source) for source in corpus.sources],
+        "sources": [source_manifest(source, licenses[f"source {source.name}"]) for source in corpus.sources],
         "skipped": [asdict(skipped) for skipped in corpus.skipped],
     }
 
 
-def source_manifest(source: PackedSource) -> dict[str, Any]:
+def source_manifest(source: PackedSource, license: str) -> dict[str, Any]:
     return {
         "name": source.name,
-        "license": source.license,
-        "commercial_use": commercial_use(source.license),
+        "license": license,
+        "commercial_use": commercial_use(license),
         "images": len(source),
         "splits": {split: source.splits.count(split) for split in SPLITS},
         "content_sha256": source.content_sha256,
@@ -100,12 +102,13 @@ def source_manifest(source: PackedSource) -> dict[str, Any]:
     }
 
 
-def teacher_manifest(lesson: Lesson, corpus: Corpus) -> dict[str, Any]:
+def teacher_manifest(lesson: Lesson, corpus: Corpus, licenses: Mapping[str, str]) -> dict[str, Any]:
     teacher = lesson.teacher
+    license = licenses[f"teacher {teacher.name}"]
     return {
         "name": teacher.name,
-        "license": teacher.license,
-        "commercial_use": commercial_use(teacher.license),
+        "license": license,
+        "commercial_use": commercial_use(license),
         "feature_size": list(teacher.feature_size),
         "weight": lesson.weight,
         "features": "computed on the fly" if lesson.stored is None else "extracted, bfloat16",

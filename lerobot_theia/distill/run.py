@@ -24,10 +24,10 @@ from lerobot_theia.distill.layout import (
     write_student,
 )
 from lerobot_theia.distill.lessons import Lesson, check_coverage, sampled_standard, teaches
-from lerobot_theia.distill.licenses import student_license
+from lerobot_theia.distill.licenses import strictest, student_license
 from lerobot_theia.distill.loss import Standard
 from lerobot_theia.distill.pack import PackedSource, PackSettings, pack
-from lerobot_theia.distill.provenance import provenance, write_provenance
+from lerobot_theia.distill.provenance import code_version, environment, provenance, write_provenance
 from lerobot_theia.distill.settings import DistillSettings, make_source, make_teacher, plain_values
 from lerobot_theia.distill.student import Beginning, make_student
 from lerobot_theia.distill.teachers.interface import Teacher
@@ -85,12 +85,6 @@ def distill(
     if beginning is None:  # until features
         return None
 
-    parts = {f"source {source.name}": source.license for source in corpus.sources}
-    parts |= {f"teacher {teacher.name}": teacher.license for teacher in teachers}
-    if beginning.init_license is not None:
-        parts["the initial weights"] = beginning.init_license
-    license, commercial = student_license(parts)
-    beginning.student.spec = replace(beginning.student.spec, license=license)
     standards = statistics(output_dir if begun else None, corpus, teachers, stored, accelerator)
     lessons = [
         Lesson(teacher, weight, stored.get(teacher.name), standards[teacher.name])
@@ -103,24 +97,50 @@ def distill(
         lessons,
         output_dir,
         run_identity(settings, teachers, beginning, corpus),
+        session(settings, corpus, teachers, beginning, accelerator, command),
         accelerator,
         watcher,
     )
-    watcher.say(describe(corpus, lessons, beginning, training, commercial))
     if resumed is not None:
         training.resume(*resumed)
     elif settings.resume:
         watcher.say(f"no checkpoint in {output_dir} yet: beginning at step 0")
+    license, commercial = student_license(strictest([each["licenses"] for each in training.history]))
+    beginning.student.spec = replace(beginning.student.spec, license=license)
+    watcher.say(describe(corpus, lessons, beginning, training, commercial))
     if accelerator.is_main_process:
         write_statistics(output_dir, standards)  # a resumed run trains towards the same targets
     trained = training.train()
     result = output_dir / RESULT
     if accelerator.is_main_process:
-        write_result(result, settings, beginning, license, commercial, corpus, lessons, trained, command)
+        write_result(result, settings, beginning, license, commercial, corpus, lessons, trained)
     accelerator.wait_for_everyone()
     if accelerator.num_processes > 1:
         accelerator.end_training()  # A process that ends while the group's threads run is aborted.
     return result
+
+
+def session(
+    settings: DistillSettings,
+    corpus: Corpus,
+    teachers: Sequence[Teacher],
+    beginning: Beginning,
+    accelerator: Accelerator,
+    command: Sequence[str],
+) -> dict[str, Any]:
+    """What is written down of this session."""
+    licenses = {f"source {source.name}": source.license for source in corpus.sources}
+    licenses |= {f"teacher {teacher.name}": teacher.license for teacher in teachers}
+    if beginning.init_license is not None:
+        licenses["the initial weights"] = beginning.init_license
+    return {
+        "command": list(command),
+        "settings": plain_values(settings),
+        "licenses": licenses,
+        "processes": accelerator.num_processes,
+        "code": code_version(),
+        "environment": environment(),
+    }
 
 
 def begin(
@@ -134,6 +154,12 @@ def begin(
         seed=settings.training.seed,
     )
     if settings.training.train_blocks is not None:
+        if settings.student.init is None:
+            raise DistillError(
+                f"training.train_blocks={settings.training.train_blocks} trains the last blocks of a student, but student.init "
+                "names none: the others would stay as they were drawn. Name an encoder to fine-tune, student.init=<encoder>, "
+                "or leave train_blocks out"
+            )
         beginning.student.train_last(settings.training.train_blocks)
     check_resumed(resumed, run_identity(settings, teachers, beginning))
     return beginning
@@ -244,6 +270,10 @@ def run_identity(
             teacher.name: {"feature_size": list(teacher.feature_size), **dict(teacher.identity())}
             for teacher in teachers
         },
+        "teacher_weights": {
+            teacher.name: float(values.get("weight", 1))
+            for teacher, values in zip(teachers, settings.teachers.values(), strict=True)
+        },
         "student": {
             "hidden_size": spec.hidden_size,
             "num_layers": spec.num_layers,
@@ -275,7 +305,6 @@ def write_result(
     corpus: Corpus,
     lessons: Sequence[Lesson],
     trained: Trained,
-    command: Sequence[str],
 ) -> None:
     student = beginning.student
     standards = {lesson.teacher.name: lesson.standard for lesson in lessons}
@@ -288,9 +317,7 @@ def write_result(
             weights_sha256=sha256,
             corpus=corpus,
             lessons=lessons,
-            settings=plain_values(settings),
             trained=trained,
-            command=command,
         )
 
     write_statistics(result, standards)

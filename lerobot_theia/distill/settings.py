@@ -40,6 +40,10 @@ class CorpusSettings:
     repeat: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.allow_skipped <= 1:
+            raise DistillError(f"corpus.allow_skipped is {self.allow_skipped}, must be a share from 0 to 1")
+        if self.image_size < 1:
+            raise DistillError(f"corpus.image_size is {self.image_size}, must be above 0")
         for name, times in self.repeat.items():
             if name not in self.sources:
                 raise DistillError(f"corpus.repeat names {name!r}; the sources are {sorted(self.sources)}")
@@ -90,6 +94,8 @@ class DistillSettings:
     def __post_init__(self) -> None:
         if self.until not in (None, "corpus", "features"):
             raise DistillError(f"until is {self.until!r}, must be null, corpus or features")
+        if self.feature_batch_size < 1:
+            raise DistillError(f"feature_batch_size is {self.feature_batch_size}, must be at least 1")
         if self.device not in (None, "cpu", "cuda"):
             raise DistillError(f"device is {self.device!r}, must be null, cpu or cuda")
 

@@ -86,10 +86,20 @@ class TrainingSettings:
             raise DistillError(
                 f"training.steps is {self.steps}, training.epochs {self.epochs}: give one of them"
             )
-        for name in ("steps", "epochs", "batch_size", "log_every", "validate_every", "checkpoint_every"):
+        positive = (
+            "steps", "epochs", "batch_size", "learning_rate", "clip_norm", "log_every", "validate_every",
+            "checkpoint_every", "validation_images",
+        )  # fmt: skip
+        for name in positive:
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise DistillError(f"training.{name} is {value}, must be above 0")
+                nothing = " (null: no clipping)" if name == "clip_norm" else ""
+                raise DistillError(f"training.{name} is {value}, must be above 0{nothing}")
+        for name in ("weight_decay", "pictures"):
+            if not getattr(self, name) >= 0:
+                raise DistillError(f"training.{name} is {getattr(self, name)}, must be at least 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise DistillError(f"training.betas are {list(self.betas)}, must be from 0 up to 1")
         if not self.stages:
             raise DistillError("training.stages is empty: give at least one, `[{size: 224, share: 1}]`")
         if not 0 <= self.recolour < 1:
@@ -138,7 +148,7 @@ class Trained:
     images: int
     seconds: float
     sessions: int
-    processes: int
+    history: tuple[dict[str, Any], ...]
     first: Score
     last: Score
 
@@ -165,6 +175,7 @@ class Training:
 
     Args:
         run: what must be the same when the run is resumed: names of settings and values.
+        session: what is written down of this session, if it takes a step; see `Position.history`.
     """
 
     def __init__(
@@ -175,12 +186,13 @@ class Training:
         lessons: Sequence[Lesson],
         output_dir: Path,
         run: Mapping[str, Any],
+        session: Mapping[str, Any],
         accelerator: Accelerator,
         watcher: Watcher,
     ) -> None:
         self.settings, self.corpus, self.lessons = settings, corpus, list(lessons)
         self.output_dir, self.accelerator, self.watcher = output_dir, accelerator, watcher
-        self.run = dict(run)
+        self.run, self.session = dict(run), dict(session)
         if settings.batch_size % accelerator.num_processes:
             raise DistillError(
                 f"training.batch_size {settings.batch_size} cannot be shared out evenly among "
@@ -206,12 +218,19 @@ class Training:
         load_checkpoint(folder, self.student, self.optimizer)
         self.position = position
 
+    @property
+    def history(self) -> tuple[dict[str, Any], ...]:
+        """Of the sessions that took a step, and of this one if any step is left."""
+        step = self.position.step
+        return self.position.history + (({"from_step": step} | self.session,) if step < self.steps else ())
+
     def train(self) -> Trained:
         """Train to the end."""
         settings, main = self.settings, self.accelerator.is_main_process
         step = self.position.step
         began = time.perf_counter()
         earlier, sessions = self.position.seconds, self.position.sessions + 1
+        history = self.history
         log = MetricsLog(self.output_dir / METRICS_FILE, step, main)
         several = self.accelerator.num_processes > 1
         model: nn.Module = self.accelerator.prepare(self.student) if several else self.student
@@ -242,7 +261,7 @@ class Training:
                     last = self.score(step, log)
                 if checkpoint:
                     spent = earlier + time.perf_counter() - began
-                    self.position = Position(step, spent, sessions, self.run)
+                    self.position = Position(step, spent, sessions, self.run, history)
                     if main:
                         save_checkpoint(self.output_dir, self.student, self.optimizer, self.position)
                     self.accelerator.wait_for_everyone()
@@ -255,7 +274,7 @@ class Training:
             images=step * settings.batch_size,
             seconds=self.position.seconds,
             sessions=self.position.sessions,
-            processes=self.accelerator.num_processes,
+            history=history,
             first=self.first or last,
             last=last,
         )
@@ -328,6 +347,11 @@ class Training:
             bf16=settings.bf16,
             accelerator=self.accelerator,
         )
+        if not math.isfinite(score.loss):
+            raise DistillError(
+                f"the validation loss of step {step} is {score.loss}: {score.teachers}. Nothing of this step was kept. Resume "
+                "with a lower training.learning_rate, or without bf16; at step 0 features of a teacher are not finite"
+            )
         line = {"step": step, "validation": score.to_json()}
         log.write(line)
         self.watcher.log(line)

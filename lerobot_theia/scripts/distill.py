@@ -11,6 +11,7 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from lerobot_theia.distill.errors import DistillError
@@ -143,7 +144,9 @@ def run(config: DictConfig) -> None:
         result = distill(settings, show, steps, command_line())
         if result is not None:
             show.say(f"student: {result}")
-    except (DistillError, CacheError, RecordingError, ValueError, OSError, OmegaConfBaseException) as error:
+    except (
+        DistillError, CacheError, RecordingError, ValueError, OSError, OmegaConfBaseException, SafetensorError,
+    ) as error:  # fmt: skip
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         logging.getLogger(__name__).debug("details", exc_info=True)

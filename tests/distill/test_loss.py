@@ -7,7 +7,15 @@ import torch
 
 from lerobot_theia.distill.augment import recolour
 from lerobot_theia.distill.errors import DistillError
-from lerobot_theia.distill.licenses import ALLOWED, FORBIDDEN, UNCLEAR, commercial_use, student_license
+from lerobot_theia.distill.licenses import (
+    ALLOWED,
+    FORBIDDEN,
+    UNCLEAR,
+    commercial_use,
+    stated_or_stricter,
+    strictest,
+    student_license,
+)  # fmt: skip
 from lerobot_theia.distill.loss import Standard, batch_loss, teacher_loss
 from lerobot_theia.distill.schedule import LearningRate, Resolution, Stage
 
@@ -110,6 +118,24 @@ def test_recolouring_is_a_function_of_seed_and_step() -> None:
 )
 def test_what_licences_allow(license: str, verdict: str) -> None:
     assert commercial_use(license) == verdict
+
+
+def test_a_model_card_is_heeded_where_it_is_stricter_than_what_was_stated() -> None:
+    assert stated_or_stricter("apache-2.0", "mit") == "apache-2.0"
+    assert stated_or_stricter("", "mit") == "mit" and stated_or_stricter("mit", "") == "mit"
+    assert stated_or_stricter("cc-by-nc-4.0", "mit") == "cc-by-nc-4.0"
+    for card, verdict in {"cc-by-nc-4.0": FORBIDDEN, "other": UNCLEAR}.items():
+        found = stated_or_stricter("apache-2.0", card)
+        assert card in found and "apache-2.0" in found and commercial_use(found) == verdict
+
+
+def test_of_several_sessions_the_strictest_licence_counts() -> None:
+    statements = [
+        {"source a": "mit", "teacher b": "cc-by-nc-4.0"},
+        {"source a": "unknown", "teacher b": "mit"},
+    ]
+    for order in (statements, statements[::-1]):
+        assert strictest(order) == {"source a": "unknown", "teacher b": "cc-by-nc-4.0"}
 
 
 def test_a_student_is_as_free_as_the_least_free_of_its_parts() -> None:

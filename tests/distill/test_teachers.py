@@ -1,5 +1,6 @@
 """Vision teachers: five kinds, by folder, safetensors only, aligned with the student."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import (
 
 from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.frames import Frames
+from lerobot_theia.distill.licenses import commercial_use
 from lerobot_theia.distill.settings import make_teacher
 from lerobot_theia.distill.teachers.vision import VisionTeacher, resample
 from tests.distill.tiny_teachers import SIZES, change_config, drop_license, write_teacher
@@ -111,7 +113,7 @@ def test_identity_is_that_of_weights_and_pixels_not_of_names(
     assert first.origin["model"] == "tiny-vit" and list(first.origin["files"]) == ["model.safetensors"]
 
 
-@pytest.mark.parametrize("change", ["pickled", "processor", "license", "missing", "kind"])
+@pytest.mark.parametrize("change", ["pickled", "processor", "license", "missing", "kind", "cut off", "size"])
 def test_what_is_refused(change: str, tmp_path: Path) -> None:
     folder = write_teacher(tmp_path / "teacher", "vit")
     message = {
@@ -120,6 +122,8 @@ def test_what_is_refused(change: str, tmp_path: Path) -> None:
         "license": "has no licence: state the one",
         "missing": "tensors are missing or of another shape",
         "kind": "is a 'resnet'; teachers can be clip, dinov2",
+        "cut off": "teacher .*/teacher' cannot be loaded from .*teacher: ",
+        "size": r"teacher .*/teacher' does not take images of 96x96, which its preprocessor_config.json names",
     }[change]
     if change == "pickled":
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -127,12 +131,25 @@ def test_what_is_refused(change: str, tmp_path: Path) -> None:
         (folder / "preprocessor_config.json").unlink()
     elif change == "license":
         drop_license(folder)
+    elif change == "cut off":
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif change == "size":
+        processor = folder / "preprocessor_config.json"
+        values = json.loads(processor.read_text()) | {"size": {"height": 96, "width": 96}}
+        processor.write_text(json.dumps(values))
     elif change == "missing":
         change_config(folder, num_hidden_layers=3)  # the weights of one layer would be random
     else:
         change_config(folder, model_type="resnet")
     with pytest.raises(DistillError, match=message):
         VisionTeacher(model=str(folder))(Frames(images()))
+
+
+def test_a_licence_of_settings_does_not_hide_that_of_the_model_card(tmp_path: Path) -> None:
+    folder = write_teacher(tmp_path / "teacher", "vit", license="cc-by-nc-4.0")
+    license = VisionTeacher(model=str(folder), license="apache-2.0").license
+    assert license.startswith("cc-by-nc-4.0 (") and commercial_use(license) == "forbidden"
 
 
 def test_no_code_of_a_repository_runs(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A whole distillation, in seconds: trained, resumed exactly, written down, loaded; and stopped with a remedy."""
 
+import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lerobot_theia.distill import training
 from lerobot_theia.distill.checkpoint import whole_checkpoints
 from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.layout import read_statistics
 from lerobot_theia.distill.training import Training
+from lerobot_theia.distill.validate import Score
 from lerobot_theia.encoder import TheiaEncoder, weights_sha256
 from tests.distill.conftest import Heard, Run, Values
 from tests.distill.tiny_teachers import write_teacher
@@ -152,10 +156,48 @@ def test_a_run_that_stands_is_not_overwritten(run: Run) -> None:
 
 def test_resuming_a_finished_run_changes_nothing(run: Run) -> None:
     result = run()
-    files = (result / "model.safetensors", result.parent / "metrics.jsonl")
-    before = [file.read_bytes() for file in files]
-    run({"resume": True})
+    files = (result / "model.safetensors", result / "config.json", result.parent / "metrics.jsonl")
+    before, told = [file.read_bytes() for file in files], provenance(result)
+    run({"resume": True, "training.learning_rate": 7.0, "training.bf16": True, "training.recolour": 0.5})
     assert [file.read_bytes() for file in files] == before
+    assert provenance(result) | {"created": told["created"]} == told, (
+        "of settings that no step was taken with"
+    )
+
+
+def test_each_session_is_written_down_with_its_settings(run: Run) -> None:
+    run({"training.learning_rate": 1e-3})
+    result = run({"resume": True, "training.steps": 5, "training.learning_rate": 1e-6})
+    told = provenance(result)
+    (earlier,) = told["training"]["earlier_sessions"]
+    assert (earlier["from_step"], earlier["settings"]["training"]["learning_rate"]) == (0, 1e-3)
+    assert told["settings"]["training"]["learning_rate"] == 1e-6
+    assert earlier["settings"]["training"]["steps"] == 4 and told["training"]["steps"] == 5
+
+
+@pytest.mark.parametrize("steps", [4, 6])
+def test_a_licence_stated_later_frees_no_student(steps: int, run: Run, picture_folder: Path) -> None:
+    def changes(license: str, **more: Any) -> Values:
+        pictures = {"type": "folder", "path": str(picture_folder), "license": license}
+        return {
+            "corpus.sources.pictures": pictures,
+            "teachers.vit": {"type": "vision", "model": str(vit), "features": "on_the_fly"},
+            **more,
+        }
+
+    vit = write_teacher(picture_folder.parent / "tiny-vit", "vit")
+    run(changes("cc-by-nc-4.0"))
+    result = run(changes("cc0-1.0", resume=True, **{"training.steps": steps}))
+    told = provenance(result)
+    assert told["commercial_use"] == "forbidden"
+    assert (
+        "source pictures (cc-by-nc-4.0)"
+        in told["license"]
+        == json.loads((result / "config.json").read_text())["license"]
+    )
+    assert [each["license"] for each in told["corpus"]["sources"]][1] == (
+        "cc-by-nc-4.0" if steps == 4 else "cc0-1.0"
+    )
 
 
 def test_resume_begins_where_nothing_stands(run: Run) -> None:
@@ -192,6 +234,7 @@ def test_only_damaged_checkpoints_are_an_error(run: Run) -> None:
         ({"corpus.sources.pusht.images": 61}, "made with corpus="),
         ({"corpus.sources.pusht.validation": 0.4}, "made with training_images="),
         ({"training.seed": 5}, "made with seed=0, configured is 5"),
+        ({"teachers.pusht.weight": 5.0}, r"made with teacher_weights=.*1.0.*, configured is .*5.0"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(run: Run, change: Values, message: str) -> None:
@@ -249,6 +292,34 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_move(
     assert same(run({"resume": True}), whole)
 
 
+def test_a_validation_loss_that_is_not_finite_stops(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real, calls = training.validate, []
+
+    def broken(*arguments: Any, **more: Any) -> Score:
+        calls.append(1)
+        score = real(*arguments, **more)
+        return dataclasses.replace(score, loss=math.nan) if len(calls) == 3 else score
+
+    monkeypatch.setattr(training, "validate", broken)
+    with pytest.raises(DistillError, match="the validation loss of step 4 is nan"):
+        run()
+    assert [folder.name for folder in whole_checkpoints(tmp_path / "run")] == ["00000002"]
+
+
+def test_damaged_statistics_are_named_and_made_again(run: Run) -> None:
+    result = run()
+    statistics = result.parent / "teacher_statistics.safetensors"
+    whole = statistics.read_bytes()
+    statistics.write_bytes(whole[:50])
+    with pytest.raises(DistillError, match=r"teacher_statistics.safetensors is damaged .*delete it"):
+        run({"resume": True, "training.steps": 5})
+    statistics.unlink()
+    run({"resume": True, "training.steps": 5})
+    assert statistics.read_bytes() == whole
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -260,7 +331,19 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_move(
         ({"training.steps": 0}, "training.steps is 0, must be above 0"),
         ({"training.batch_size": 2.5}, "training.batch_size is 2.5, expected int"),
         ({"training.learning_rte": 1}, "unknown setting training.learning_rte; did you mean learning_rate"),
-        ({"training.train_blocks": 9}, "training.train_blocks is 9; this student has 2 blocks"),
+        (
+            {"training.train_blocks": 13, "student": {"init": "random-tiny"}},
+            "training.train_blocks is 13; this student has 12 blocks",
+        ),
+        ({"training.clip_norm": 0.0}, r"training.clip_norm is 0.0, must be above 0 \(null: no clipping"),
+        ({"training.clip_norm": -1.0}, "training.clip_norm is -1.0, must be above 0"),
+        ({"training.learning_rate": 0.0}, "training.learning_rate is 0.0, must be above 0"),
+        ({"training.validation_images": 0}, "training.validation_images is 0, must be above 0"),
+        ({"training.pictures": -1}, "training.pictures is -1, must be at least 0"),
+        ({"training.betas": [0.9, 1.0]}, "training.betas are .*, must be from 0 up to 1"),
+        ({"feature_batch_size": 0}, "feature_batch_size is 0, must be at least 1"),
+        ({"corpus.allow_skipped": -1.0}, "corpus.allow_skipped is -1.0, must be a share"),
+        ({"corpus.image_size": 0}, "corpus.image_size is 0, must be above 0"),
         ({"student.hidden_size": 100}, "student.hidden_size is 100, must be a multiple of 64"),
         ({"student.size": "huge"}, "student.size is 'huge', must be one of tiny, small, base"),
         ({"corpus.repeat": {"x": 2}}, "corpus.repeat names 'x'; the sources are"),
@@ -277,7 +360,7 @@ def test_bad_settings_are_named_before_work_begins(run: Run, change: Values, mes
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"training.train_blocks": 9}, "training.train_blocks is 9"),
+        ({"training.train_blocks": 1}, "trains the last blocks of a student, but student.init names none"),
         ({"student": {"init": "/nowhere/to/be/found"}}, "/nowhere/to/be/found"),
         ({"training.batch_size": 8, "resume": True}, "made with batch_size=4, configured is 8"),
         ({"teachers.pusht.resolution": 32, "resume": True}, r"in another form: simulator/pusht"),

@@ -219,7 +219,7 @@ def _make_scene(task: str) -> tuple[Any, Photographer]:
         raise DistillError(
             f"Meta-World's task {task!r} does not start with mujoco {mujoco.__version__} "
             f"({type(error).__name__}: {error}). Install the version that pyproject.toml asks for, or name the tasks to "
-            "draw, without this one: corpus.sources.metaworld.tasks=[...]"
+            "draw, without this one: +corpus.sources.metaworld.tasks=[...]"
         ) from error
     return env, Photographer(env.raw.model, (IMAGE_SIZE, IMAGE_SIZE), placed)
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import httpx
 import torch
 from huggingface_hub import ModelCard, snapshot_download
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor
 
@@ -20,7 +21,7 @@ from lerobot_theia.cache.files import sha256_of_file
 from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.frames import Frames
 from lerobot_theia.distill.hashing import digest_of
-from lerobot_theia.distill.licenses import required
+from lerobot_theia.distill.licenses import required, stated_or_stricter
 from lerobot_theia.distill.teachers.families import Family, family_of
 from lerobot_theia.encoder.translator import FeatureSize
 
@@ -70,7 +71,7 @@ class VisionTeacher:
         model: Hub id or folder.
         revision: branch, tag or commit on the Hub.
         name: in the student's checkpoint; the Hub id, or the folder's name, unless given.
-        license: of the weights; that of the model card unless given.
+        license: of the weights; that of the model card if none is given, or if the card's is stricter.
         grid: positions along a side of its features, 16 or 64; by default what suits the model.
         dtype: of its arithmetic.
     """
@@ -101,7 +102,8 @@ class VisionTeacher:
         self._weights = weight_files(self.model, self.folder)
         config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         self.family = family_of(self.model, config)
-        self.license = required(f"teacher {self.model!r}", self.license or card_license(self.folder))
+        license = stated_or_stricter(self.license, card_license(self.folder))
+        self.license = required(f"teacher {self.model!r}", license)
         self.pixels = read_pixels(self.model, self.folder)
         side = self.grid or self.family.grid
         self.feature_size = (self.family.channels(config), side, side)
@@ -144,8 +146,14 @@ class VisionTeacher:
         network = self.network()
         network.to(frames.images.device)
         pixels = self.pixels(frames.images).to(DTYPES[self.dtype])
-        with torch.autocast(pixels.device.type, enabled=False):
-            features = self.family.features(network, pixels).float()
+        try:
+            with torch.autocast(pixels.device.type, enabled=False):
+                features = self.family.features(network, pixels).float()
+        except ValueError as error:  # of the model, which expects another size
+            raise DistillError(
+                f"teacher {self.model!r} does not take images of {self.pixels.size}x{self.pixels.size}, which its "
+                f"preprocessor_config.json names: {error}"
+            ) from error
         return resample(features, self.feature_size[1])
 
     def picture(self, features: Tensor) -> Tensor | None:
@@ -157,7 +165,7 @@ class VisionTeacher:
         if self._network is None:
             try:
                 network = self.family.load(self.folder, DTYPES[self.dtype])
-            except (OSError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
                 raise DistillError(
                     f"teacher {self.model!r} cannot be loaded from {self.folder}: {error}"
                 ) from error
