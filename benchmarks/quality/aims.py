@@ -55,12 +55,12 @@ def not_below(ours: Sequence[Row], raw: Sequence[Row], kind: str, when: str) -> 
     nor in reward; intervals may overlap. Encoding is not in the time, but said."""
     what = f"not below LeRobot's policies on raw RGB {when}"
 
-    def cells(rows: Sequence[Row]) -> dict[tuple[float, int], list[Row]]:
-        """Rows by budget and demonstrations, the best first."""
-        found: dict[tuple[float, int], list[Row]] = {}
+    def cells(rows: Sequence[Row]) -> dict[tuple[float, float, int], list[Row]]:
+        """Rows by budget, training's budget and demonstrations, the best first."""
+        found: dict[tuple[float, float, int], list[Row]] = {}
         for row in sorted(rows, key=lambda row: (-row.success, -row.mean_max_reward)):
             if row.budget.kind == kind:
-                found.setdefault((row.budget.amount, row["demonstrations"]), []).append(row)
+                found.setdefault((row.budget.amount, row.budget.of, row["demonstrations"]), []).append(row)
         return found
 
     mine, theirs = cells(ours), cells(raw)
@@ -82,4 +82,5 @@ def not_below(ours: Sequence[Row], raw: Sequence[Row], kind: str, when: str) -> 
 
 
 def describe(row: Row) -> str:
-    return f"{row['arm']}, {row['demonstrations']} demonstrations, {row.budget}, {len(row.results)} seed(s)"
+    outdated = f", with {row.outdated} than today" if row.outdated else ""
+    return f"{row['arm']}, {row['demonstrations']} demonstrations, {row.budget}, {len(row.results)} seed(s){outdated}"

@@ -1,6 +1,7 @@
 """Arms: what is compared. Each is a small file of `configs/arm`."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -67,12 +68,19 @@ class Arm:
         weights = folder / WEIGHTS_FILE
         if not weights.is_file():
             return None
-        with weights.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        status = weights.stat()
+        return _sha256(weights, status.st_size, status.st_mtime_ns)
 
     @property
     def token_pool(self) -> int:
         return int(self.flags.get("token_pool", 1))
+
+
+@functools.cache
+def _sha256(file: Path, size: int, mtime_ns: int) -> str:
+    """Of a file as it is since then."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def known_arms() -> list[str]:

@@ -42,6 +42,8 @@ class Record:
     finished: bool = False
     machine: str = ""
     """Whose times these are; empty if it was begun before this was noted."""
+    begun: dict[str, Any] = field(default_factory=dict)
+    """Date, versions and code when it began: an evaluation may come later."""
 
     @classmethod
     def load(cls, path: Path) -> "Record | None":

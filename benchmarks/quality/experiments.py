@@ -20,6 +20,7 @@ from benchmarks.quality.results import Results
 from benchmarks.quality.settings import Experiment, SettingsError, Training, encoder_name
 from benchmarks.quality.status import status
 from benchmarks.quality.trainings import Runner
+from lerobot_theia.distill.provenance import code_version
 
 ACTIONS = ("run", "status", "commands")
 ERRORS = (ArmError, SettingsError, CommandError, InUseError, evaluations.EvaluationError)
@@ -46,10 +47,22 @@ def start(config: Mapping[str, Any]) -> None:
     elif config["action"] == "commands":
         print("\n".join(dict.fromkeys(all_commands(plan, work, config["episodes"]))))
     else:
+        if not config["replace"]:
+            check_free(plan, results, config["episodes"])
         with only_run(work.root) as lock:
             runner = Runner(work, lock, float(config["calibration_s"]))
             for training in plan:
                 run_training(training, runner, results, config["episodes"], machine)
+
+
+def check_free(plan: Sequence[Training], results: Results, episodes: int) -> None:
+    """Raises SettingsError where a result would replace one of other settings."""
+    for experiment in (each for training in plan for each in training.experiments(episodes)):
+        if differing := results.in_the_way(experiment):
+            raise SettingsError(
+                f"{results.path(experiment)} was measured with other settings: {differing}. To put new ones in its place, "
+                "replace=true; to keep it, out=<another folder>"
+            )
 
 
 def run_training(
@@ -78,6 +91,7 @@ def run_training(
                 "videos": videos,
                 "machine": machine,
                 "versions": common.versions(),
+                "code": code_version(),
                 "date": datetime.date.today().isoformat(),
             },
         )
@@ -130,6 +144,7 @@ def trained(training: Training, record: Record, step: int) -> dict[str, Any]:
         "interruptions": record.interruptions,
         "out_of_time": record.out_of_time,
         "cores_used_by_others": record.cores_used_by_others,
+        "begun": record.begun,
     }
 
 

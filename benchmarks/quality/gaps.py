@@ -1,13 +1,17 @@
 """What was asked (`configs/question`) and not measured."""
 
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from benchmarks.quality.plan import make_plan
+from benchmarks.quality.settings import Experiment, digest
 
 CONFIGS = Path(__file__).with_name("configs")
 LEFT_OUT = ("quick",)
@@ -45,53 +49,47 @@ def beyond(results: Sequence[dict[str, Any]]) -> list[Gap]:
 
 
 def gaps(results: Sequence[dict[str, Any]]) -> list[str]:
-    """A line per suite and question of which something is missing."""
-    done = {cell(each["settings"]) for each in results}
+    """A line per suite and question of which something is missing: what a run of it would measure today."""
+    done = {each["settings_digest"] for each in results}
+    devices = {each["settings"]["device"] for each in results} | {"cpu"}
     lines = []
-    for suite in sorted((CONFIGS / "suite").glob("*.yaml")):
-        for question in sorted((CONFIGS / "question").glob("*.yaml")):
-            if question.stem in LEFT_OUT:
+    for suite in sorted(path.stem for path in (CONFIGS / "suite").glob("*.yaml")):
+        for question in sorted(path.stem for path in (CONFIGS / "question").glob("*.yaml")):
+            if question in LEFT_OUT:
                 continue
-            missing = [each for each in asked(suite, question) if each not in done]
+            wanted = [asked(suite, question, device) for device in sorted(devices)]
+            missing = [
+                same[0].training.arm.name
+                for same in zip(*wanted, strict=True)
+                if not any(digest(each.settings) in done for each in same)
+            ]
             if missing:
-                lines.append(f"{suite.stem}, {question.stem}: {names(missing, asked(suite, question))}")
+                lines.append(f"{suite}, {question}: {names(missing, len(wanted[0]))}")
     return lines
 
 
-def cell(settings: dict[str, Any]) -> tuple[Any, ...]:
-    """(suite, task, arm, demonstrations, seed, kind, amount, scene)"""
-    names = ("suite", "task", "arm", "demonstrations", "seed")
-    budget, scene = settings["budget"], settings["evaluation"].get("scene", "plain")
-    return (*(settings[name] for name in names), budget["kind"], budget["amount"], scene)
-
-
-def asked(suite_path: Path, question_path: Path) -> list[tuple[Any, ...]]:
-    """The cells of a question, as far as the suite has so many demonstrations and such scenes."""
-    suite = OmegaConf.load(suite_path)
-    question = OmegaConf.merge(OmegaConf.create({"suite": suite}), OmegaConf.load(question_path))
-    assert isinstance(question, DictConfig)
-    scenes = question.get("scenes", ["plain"])
-    if "randomized" in scenes and question.suite.randomized is None:
+def asked(suite: str, question: str, device: str) -> list[Experiment]:
+    """The experiments of a question, as far as the suite has so many demonstrations and such scenes."""
+    chosen = [f"suite={suite}", f"question={question}"]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = OmegaConf.to_container(compose("run", overrides=chosen), resolve=True)
+    assert isinstance(config, dict)
+    config = {str(name): value for name, value in config.items()}
+    config["demonstrations"] = [
+        each for each in config["demonstrations"] if each <= config["suite"]["recorded"]
+    ]
+    if not config["demonstrations"] or (
+        "randomized" in config["scenes"] and config["suite"]["randomized"] is None
+    ):
         return []
     return [
-        (question.suite.name, task, arm, number, seed, kind, amount, scene)
-        for task in question.suite.tasks
-        for arm in question.arms
-        for number in question.demonstrations
-        if number <= question.suite.recorded
-        for seed in question.seeds
-        for kind in ("steps", "minutes")
-        for amount in question[kind]
-        for scene in scenes
+        each for training in make_plan(config, device) for each in training.experiments(config["episodes"])
     ]
 
 
-def names(missing: Sequence[tuple[Any, ...]], all_of_it: Sequence[tuple[Any, ...]]) -> str:
+def names(missing: Sequence[str], asked: int) -> str:
     """`all of it`, or how many of each arm."""
-    if len(missing) == len(all_of_it):
-        return f"all of it ({len(all_of_it)} experiments)"
-    by_arm: dict[str, int] = defaultdict(int)
-    for each in missing:
-        by_arm[each[2]] += 1
-    arms = ", ".join(f"{number} of `{arm}`" for arm, number in by_arm.items())
-    return f"{len(missing)} of {len(all_of_it)} experiments ({arms})"
+    if len(missing) == asked:
+        return f"all of it ({asked} experiments)"
+    arms = ", ".join(f"{number} of `{arm}`" for arm, number in Counter(missing).items())
+    return f"{len(missing)} of {asked} experiments ({arms})"

@@ -24,7 +24,8 @@ python benchmarks/quality/report.py
 ```
 
 Questions are files of `benchmarks/quality/configs/question`, arms of `configs/arm`, suites of `configs/suite`. All arms
-of a comparison have the same demonstrations, policy sizes, optimizer, seeds and machine, each with cores of its own. Their
+of a comparison have the same demonstrations, policy sizes, optimizer, seeds and machine; † marks what was measured with other
+settings or weights than today's. Their
 commands are LeRobot's own (`action=commands` prints their form). Time is training time from the first step on, loading of
 batches included. The learning rate falls as a cosine to the end of a training. One training goes to the largest budget;
 a smaller one is a checkpoint on its way, where the learning rate has not yet fallen. How many steps fit into the time
@@ -40,9 +41,9 @@ ImageNet's weights normalises nothing.
 Success: rate and its 95 % Wilson interval over the episodes of all seeds of training, then the rate of each seed. The
 interval says what another set of starts might give, not another seed; since the policies of all seeds meet the same starts, it is
 that of fewer episodes than there were. Mean max reward: the mean over episodes of the best
-reward in each, with a 95 % bootstrap interval of the starts. Stuck: the share of episodes whose best reward stays below 0.1; there the
-policy mostly moves to and fro, or in a circle, beside a block that it never comes to push. Randomized scene: each episode of the
-evaluation has other light, another camera pose and other textures, none of which a demonstration had; else scenes are the simulator's own.
+reward in each, with a 95 % bootstrap interval of the starts. Stuck, on Push-T: the share of episodes whose best reward stays below 0.1; there the
+policy mostly moves to and fro, or in a circle, beside a block that it never comes to push. Random light and the like: each episode of the
+evaluation looks different, and as no demonstration did; else scenes are the simulator's own.
 """
 
 
@@ -54,7 +55,7 @@ def write(machines: dict[str, list[Result]], page: Path) -> None:
     for name, results in machines.items():
         parts.append(section(name, results, page.parent / "images", page.parent / "videos"))
     everything = [result for results in machines.values() for result in results]
-    parts.append("## What was not measured\n")
+    parts.append("## What was not measured\n\nNot on any of these machines, with today's settings.\n")
     parts += [f"- {gap.what}: {gap.why}." for gap in beyond(everything)]
     parts += [f"- {line}." for line in gaps(everything)]
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,10 @@ def section(name: str, results: Sequence[Result], images: Path, videos: Path) ->
 def disturbance(rows: Sequence[Row]) -> str:
     """How far to trust the times."""
     busy = [result["training"]["cores_used_by_others"] for row in rows for result in row.results]
-    return f"While one trained, other processes kept {min(busy):.2f} to {max(busy):.2f} cores busy."
+    return (
+        f"While one trained, other processes kept {min(busy):.2f} to {max(busy):.2f} cores busy; where they wanted more than it "
+        "left, minutes are longer than they had to be."
+    )
 
 
 def tables(rows: Sequence[Row]) -> list[list[str]]:
@@ -114,9 +118,9 @@ def tables(rows: Sequence[Row]) -> list[list[str]]:
             "|---|---|--:|---|--:|--:|--:|--:|--:|--:|--:|",
         ]
         found.append([*lines, *map(line, group), ""])
-    arms = {row["arm"]: row for row in rows}
-    about = [f"- `{name}`: {row.what}{weights(row)}" for name, row in sorted(arms.items())]
-    return [*found, ["Arms:", "", *about, ""]]
+    about = sorted({f"- `{row['arm']}`: {row.what}{weights(row)}" for row in rows})
+    older = [f"- † `{row['arm']}`, {spelled(row.budget)}: {row.outdated}" for row in rows if row.outdated]
+    return [*found, ["Arms:", "", *about, *older, ""]]
 
 
 def order(row: Row) -> tuple[Any, ...]:
@@ -144,12 +148,12 @@ def line(row: Row) -> str:
     (low, high), (least, most) = summary["success_interval"], summary["mean_max_reward_interval"]
     losses = [each["training"]["loss"] for each in row.results if each["training"]["loss"] is not None]
     cells = [
-        f"`{row['arm']}`",
+        f"`{row['arm']}`{' †' if row.outdated else ''}",
         row.where,
         f"{row.success:.1%} [{low:.1%}, {high:.1%}]",
         " ".join(f"{each:.0%}" for each in row.by_seed),
         f"{summary['mean_max_reward']:.3f} [{least:.3f}, {most:.3f}]",
-        f"{summary['stuck']:.1%}",
+        "" if row.stuck is None else f"{row.stuck:.1%}",
         f"{summary['episodes']}",
         f"{row.steps:,.0f}{' ⏱' if row.cut_off else ''}{' ◔' if row.unfilled else ''}",
         f"{row.minutes:.1f}",

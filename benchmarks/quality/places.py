@@ -5,6 +5,7 @@ from pathlib import Path
 
 from benchmarks.quality.arms import Arm
 from benchmarks.quality.settings import Experiment, Suite, Training, digest, encoder_name
+from lerobot_theia.demos.randomize import VERSION
 
 
 @dataclass(frozen=True)
@@ -13,9 +14,13 @@ class Work:
     """outputs/quality"""
 
     def task(self, suite: Suite, task: str, arm: Arm) -> Path:
-        """Demonstrations of a task, recorded as the arm wants them, and what is made of them for all such arms."""
+        """Demonstrations of a task, recorded as suite and arm want them, and what is made of them for all such arms."""
         looks = f"-{arm.randomize.replace(',', '+')}" if arm.randomize else ""
-        return self.root / suite.name / f"{task}-{suite.recorded}{looks}"
+        script, *arguments = suite.recorder
+        how = digest(
+            {"recorder": [Path(script).name, *arguments], "randomize": VERSION if arm.randomize else None}
+        )
+        return self.root / suite.name / f"{task}-{suite.recorded}{looks}-{how[:6]}"
 
     def dataset(self, suite: Suite, task: str, arm: Arm, sees: str) -> Path:
         """Demonstrations with frames and true state, or (`state`) a copy without frames."""

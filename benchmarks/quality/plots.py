@@ -1,11 +1,14 @@
 """Success against steps, time and demonstrations; one picture per suite."""
 
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.pages import pyplot
+from benchmarks.quality.intervals import wilson
 from benchmarks.quality.rows import Row
+from benchmarks.quality.settings import digest
 
 Point = tuple[float, Row]
 
@@ -21,7 +24,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
          lambda row: row.minutes),
         ("demonstrations", largest_budget(rows), lambda row: row["demonstrations"]),
     ]  # fmt: skip
-    labels = sorted({label(row) for row in rows})
+    labels = sorted({label(alike) for alike in groups(rows)})
     colours = {
         each: plt.get_cmap("tab10" if len(labels) <= 10 else "tab20")(number % 20)
         for number, each in enumerate(labels)
@@ -68,20 +71,34 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 def lines(
     rows: Sequence[Row], of: Callable[[Row], float]
 ) -> dict[str, list[tuple[float, float, float, float]]]:
-    """Per arm and scene: (x, success rate, down to the interval's lower end, up to its upper), tasks taken together."""
-    together: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
-    for row in rows:
-        together[label(row), str(row.budget), row["demonstrations"]].append(row)
+    """Per arm, scene and tasks: (x, success rate, down to the interval's lower end, up to its upper). The rate of several tasks
+    is the mean of theirs."""
     found: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
-    for (name, _, _), alike in together.items():
-        whole = Row(tuple(result for row in alike for result in row.results))
-        low, high = whole.summary["success_interval"]
-        found[name].append((of(whole), whole.success, whole.success - low, high - whole.success))
+    for alike in groups(rows):
+        rate = statistics.mean(row.success for row in alike)
+        episodes = sum(row.independent_episodes for row in alike)
+        low, high = wilson(rate * episodes, episodes)
+        found[label(alike)].append((statistics.mean(map(of, alike)), rate, rate - low, high - rate))
     return {name: sorted(points) for name, points in found.items()}
 
 
-def label(row: Row) -> str:
-    return f"{row['arm']}{'' if row.scene == 'plain' else f' ({row.scene} scene)'}"
+def groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that differ in nothing but the task."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        settings = {
+            name: each for name, each in row.results[0]["settings"].items() if name not in ("seed", "task")
+        }
+        found[digest(settings)].append(row)
+    return list(found.values())
+
+
+def label(alike: Sequence[Row]) -> str:
+    """Arm, scene, and of which tasks, as far as that is not clear."""
+    row = alike[0]
+    tasks = "" if row["suite"] == row["task"] else row["task"] if len(alike) == 1 else f"{len(alike)} tasks"
+    said = ", ".join(filter(None, (tasks, "" if row.scene == "plain" else f"{row.scene} scene")))
+    return f"{row['arm']}{f' ({said})' if said else ''}"
 
 
 def largest_budget(rows: Sequence[Row]) -> list[Row]:

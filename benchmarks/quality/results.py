@@ -30,6 +30,15 @@ class Results:
         found: dict[str, Any] = json.loads(path.read_text())
         return found if found["settings_digest"] == digest(experiment.settings) else None
 
+    def in_the_way(self, experiment: Experiment) -> str | None:
+        """What another experiment of the same name was measured with, where it differs; None if there is none."""
+        path = self.path(experiment)
+        if not path.is_file() or self.find(experiment) is not None:
+            return None
+        before, now = (flat(each) for each in (json.loads(path.read_text())["settings"], experiment.settings))
+        differ = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        return ", ".join(f"{name}={before.get(name)} (now {now.get(name)})" for name in differ)
+
     def save(self, experiment: Experiment, found: Mapping[str, Any]) -> Path:
         path = self.path(experiment)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +57,17 @@ class Results:
 
     def all(self) -> list[dict[str, Any]]:
         return [json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json"))]
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted names to values as JSON."""
+    found = {}
+    for name, each in settings.items():
+        if isinstance(each, Mapping):
+            found |= flat(each, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = json.dumps(each, default=list)
+    return found
 
 
 def compact(text: str) -> str:

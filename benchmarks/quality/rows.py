@@ -1,13 +1,18 @@
 """Rows of tables: results that differ in nothing but the seed of training, their episodes taken together."""
 
+import contextlib
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from benchmarks.quality.arms import ArmError, load_arm
 from benchmarks.quality.evaluations import summary
-from benchmarks.quality.settings import Budget, digest
+from benchmarks.quality.intervals import independent
+from benchmarks.quality.settings import WARM_UP, Budget, digest
 
 Result = dict[str, Any]
 FILLED = 0.95
@@ -34,8 +39,26 @@ class Row:
 
     @property
     def where(self) -> str:
-        """Task, and scene unless it is the plain one."""
-        return f"{self['task']}{'' if self.scene == 'plain' else f', {self.scene} scene'}"
+        """Task, and what looks different in each episode."""
+        kinds = self["evaluation"]["env"].get("randomize", "")
+        return f"{self['task']}{f'; random {kinds}'.replace(',', ', ') if kinds else ''}"
+
+    @property
+    def stuck(self) -> float | None:
+        """None where doing nothing earns other rewards than on Push-T."""
+        return float(self.summary["stuck"]) if self["suite"] == "pusht" else None
+
+    @property
+    def outdated(self) -> str:
+        """What would be otherwise if it were measured today, as far as it can be told; empty if nothing."""
+        settings = self.results[0]["settings"]
+        reasons = []
+        if settings.get("warm_up") != WARM_UP:
+            reasons.append("a warm-up of other length")
+        with contextlib.suppress(ArmError):
+            if settings["encoder_file"] not in (None, load_arm(settings["arm"]).encoder_file_sha256):
+                reasons.append("earlier weights of its encoder")
+        return " and ".join(reasons)
 
     @property
     def what(self) -> str:
@@ -56,6 +79,13 @@ class Row:
     @property
     def mean_max_reward(self) -> float:
         return self.summary["mean_max_reward"]
+
+    @property
+    def independent_episodes(self) -> float:
+        """As many as say what its episodes say; see `intervals.independent`."""
+        return independent(
+            np.asarray([each["evaluation"]["successes"] for each in self.results], dtype=float)
+        )
 
     @property
     def by_seed(self) -> list[float]:

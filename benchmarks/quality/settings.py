@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.quality.arms import Arm
+from lerobot_theia.demos.randomize import VERSION
 
 Values = Mapping[str, Any]
 WARM_UP = 0.05
@@ -46,6 +47,8 @@ class Suite:
     recorders cannot either."""
     first_seed: int
     """Of evaluation episodes; each takes the next."""
+    episodes: int
+    """Of an evaluation, unless a run wants another number."""
     at_once: int
     """Environments that an evaluation steps side by side."""
     batch_size: int
@@ -125,7 +128,7 @@ class Training:
         script, *arguments = suite.recorder
         return {
             "suite": suite.name, "task": self.task, "recorded": suite.recorded,
-            "recorder": [Path(script).name, *arguments], **({"randomize": arm.randomize} if arm.randomize else {}),
+            "recorder": [Path(script).name, *arguments], **({"randomize": {"kinds": arm.randomize, "version": VERSION}} if arm.randomize else {}),
             "arm": slug(arm.name), "policy": arm.policy,
             "encoder": encoder_name(arm), "encoder_file": arm.encoder_file_sha256,
             "views": arm.views, "flags": self.flags, "optimization": dict(self.optimization), "warm_up": WARM_UP,
@@ -189,7 +192,7 @@ class Experiment:
         suite = self.training.suite
         evaluation = {
             "episodes": self.episodes, "first_seed": suite.first_seed, "at_once": suite.at_once, "env": self.env,
-            **({} if self.scene == "plain" else {"scene": self.scene}),
+            **({} if self.scene == "plain" else {"scene": self.scene, "randomize_version": VERSION}),
         }  # fmt: skip
         return {
             **self.training.settings,

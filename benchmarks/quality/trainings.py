@@ -1,5 +1,6 @@
 """Make a training's data, then train it, from the beginning or from its last checkpoint on."""
 
+import datetime
 import json
 import math
 import shutil
@@ -17,6 +18,7 @@ from benchmarks.quality.processes import run
 from benchmarks.quality.rows import FILLED
 from benchmarks.quality.settings import SettingsError, Training, digest
 from lerobot_theia.cache.files import publish
+from lerobot_theia.distill.provenance import code_version
 
 MANY_STEPS = 10**9
 SAVES_IN_TIME = 24
@@ -86,7 +88,8 @@ class Runner:
         checkpoint = last_checkpoint(output, record)
         if record is None or checkpoint is None:
             shutil.rmtree(output, ignore_errors=True)
-            record = Record(**self._length(training), machine=machine)
+            begun = {"date": today(), "versions": common.versions(), "code": code_version()}
+            record = Record(**self._length(training), machine=machine, begun=begun)
             command, before = self._from_the_beginning(training, output, record), 0.0
         else:
             record.forget_after(int(checkpoint.name))
@@ -152,6 +155,10 @@ class Runner:
                 shutil.rmtree(checkpoint / "training_state", ignore_errors=True)
             else:
                 shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def today() -> str:
+    return datetime.date.today().isoformat()
 
 
 def others_busy(before: Sequence[float], after: Sequence[float]) -> float:

@@ -20,6 +20,9 @@ KINDS = ("light", "camera", "texture")
 """light: strength, tint, place and direction of each lamp, and of the headlight; camera: its pose; texture: colours, and
 which texture covers what."""
 
+VERSION = 1
+"""Of what is drawn for a seed. Whatever changes that raises it: benchmarks tell their results apart by it."""
+
 CAMERA_MOVE_M = 0.05
 """Standard deviation of a camera's move along each of its axes."""
 CAMERA_TURN_RAD = 0.05

@@ -29,6 +29,8 @@ from benchmarks.quality.results import Results
 from benchmarks.quality.rows import rows
 from benchmarks.quality.settings import Budget, Scene, SettingsError, Training, digest, slug
 from benchmarks.quality.status import status
+from lerobot_theia import demos
+from lerobot_theia.demos import metaworld as _metaworld  # noqa: F401
 
 SUITES = ("pusht", "metaworld")
 
@@ -199,17 +201,44 @@ def test_precompute_takes_the_settings_of_an_arm(name: str, tmp_path: Path) -> N
 
     assert found["encoder"] == arm.encoder
     assert found["pool"] == arm.token_pool
-    assert found["root"] == str(tmp_path / "a b" / "pusht" / "pusht-260" / "demonstrations")
+    assert found["root"] == str(Work(tmp_path / "a b").dataset(training.suite, "pusht", arm, "pixels"))
     assert config.augment.views == arm.views
 
 
-def test_recorders_are_scripts_of_this_checkout_and_take_the_arguments(tmp_path: Path) -> None:
-    for suite in SUITES:
-        for training in plan(f"suite={suite}", "arms=[act]", "seeds=[1]", "steps=[10]", "minutes=[]"):
+def test_recorders_are_scripts_of_this_checkout_and_take_the_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def metaworld(task: str, root: Path, episodes: int, seed: int, **more: Any) -> str:
+        asked.update(task=task, root=root, episodes=episodes, seed=seed, **more)
+        return "recorded"
+
+    def pusht(root: Path, repo_id: str, episodes: int, **more: Any) -> str:
+        asked.update(root=root, repo_id=repo_id, episodes=episodes, **more)
+        return "recorded"
+
+    monkeypatch.setattr("lerobot_theia.demos.metaworld.record_metaworld", metaworld)
+    monkeypatch.setattr("lerobot_theia.demos.pusht.record_pusht", pusht)
+    recorders = {"pusht": demos.pusht.main, "metaworld": demos.metaworld.main}
+    for suite, name in [
+        ("pusht", "act"),
+        ("metaworld", "act"),
+        ("metaworld", "theia_diffusion_2x2_randomized"),
+    ]:
+        for training in plan(f"suite={suite}", f"arms=[{name}]", "seeds=[1]", "steps=[10]", "minutes=[]"):
             command = commands.record(training.suite, training.task, training.arm, Work(tmp_path))
-            assert Path(command[1]).is_file()
-            assert "{" not in " ".join(command)
-            assert training.task in (command[3] if suite == "metaworld" else "pusht")
+            assert Path(command[1]).name == f"record_{suite}_demos.py" and Path(command[1]).is_file()
+            asked.clear()
+            assert recorders[suite](command[2:]) == 0
+            assert asked["root"] == Work(tmp_path).dataset(
+                training.suite, training.task, training.arm, "pixels"
+            )
+            assert asked["episodes"] == training.suite.recorded
+            assert asked["environment_state"] and asked["if_missing"] and not asked["overwrite"]
+            if suite == "metaworld":
+                assert (asked["task"], asked["seed"]) == (training.task, 0)
+                assert asked["randomize"] == [kind for kind in training.arm.randomize.split(",") if kind]
 
 
 def test_an_arm_with_another_encoder_differs_in_nothing_else() -> None:
@@ -366,10 +395,31 @@ def test_scenes_are_experiments_of_one_training_and_those_of_demonstrations_are_
     recordings = [commands.record(each.suite, "hammer", each.arm, work) for each in (plain, randomized)]
     assert set(recordings[1]) - set(recordings[0]) == {
         "--randomize=light,camera,texture",
-        f"--root={tmp_path}/metaworld/hammer-25-light+camera+texture/demonstrations",
+        f"--root={work.dataset(randomized.suite, 'hammer', randomized.arm, 'pixels')}",
     }
+    assert "hammer-25-light+camera+texture-" in recordings[1][4]
     caches = {work.caches(each.suite, "hammer", each.arm) for each in (plain, randomized)}
     assert len(caches) == 2
+
+
+def test_what_is_recorded_otherwise_lies_elsewhere(tmp_path: Path) -> None:
+    overrides = ("arms=[act]", "seeds=[1]", "steps=[10]", "minutes=[]")
+    (usual,) = plan(*overrides)
+    (other,) = plan(*overrides, "suite.recorder=[scripts/record_pusht_demos.py,--images]")
+    folders = {Work(tmp_path).task(each.suite, "pusht", each.arm) for each in (usual, other)}
+    assert len(folders) == 2 and usual.settings != other.settings
+
+
+def test_other_looks_are_another_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    def digests(*overrides: str) -> list[str]:
+        trainings = plan(*RANDOMIZED, *overrides)
+        return [digest(each.settings) for training in trainings for each in training.experiments(25)]
+
+    usual = digests()
+    light = digests("suite.randomized.randomize=light")
+    assert [a == b for a, b in zip(usual, light, strict=True)] == [True, False, True, False]
+    monkeypatch.setattr("benchmarks.quality.settings.VERSION", 2)
+    assert [a == b for a, b in zip(usual, digests(), strict=True)] == [True, False, False, False]
 
 
 def test_slug_keeps_an_encoders_name_and_no_folder() -> None:
@@ -586,7 +636,7 @@ def test_page_has_rates_intervals_verdicts_pictures_and_what_is_missing(
     assert "| 1,000 ⏱ | 14.8 |" in text and "| 1,000 | 15.0 |" in text
     assert "other processes kept 0.10 to 0.20 cores busy" in text
     assert "- pusht, headline: all of it" in text
-    assert "- pusht, demonstrations: 47 of 48 experiments" in text
+    assert "- pusht, demonstrations: all of it" in text, "that asks for 200 episodes"
     assert "- ALOHA, transfer cube: " in text and "- Published Theia weights" in text
     assert "- metaworld, headline: all of it" in text
     picture = page.parent / "images" / "quality-a-machine-pusht.png"
@@ -618,18 +668,48 @@ def test_page_links_videos_that_are_there_and_marks_time_that_was_not_filled(
 def test_page_keeps_scenes_apart(tmp_path: Path) -> None:
     results = Results(tmp_path / "results", "a-machine")
     for training in plan(*RANDOMIZED, "arms=[theia_diffusion_2x2]"):
-        for scene, rewards in {"plain": [1.0] * 4, "randomized": [0.0, 1.0, 0.0, 0.0]}.items():
+        for scene, rewards in {"plain": [1.0] * 25, "randomized": [1.0] * 5 + [0.0] * 20}.items():
             result(results, dataclasses.replace(training, scenes=(scene,)), rewards, seconds=60.0)
     write({"a-machine": results.all()}, tmp_path / "quality.md")
     text = (tmp_path / "quality.md").read_text()
     assert "| `theia_diffusion_2x2` | hammer | 100.0% [" in text
-    assert "| `theia_diffusion_2x2` | hammer, randomized scene | 25.0% [" in text
+    assert "| `theia_diffusion_2x2` | hammer; random light, camera, texture | 20.0% [" in text
     assert "- metaworld, randomization: 58 of 60 experiments" in text
     assert "- pusht, randomization" not in text
     drawn = lines(rows(results.all()), lambda row: row.steps)
     assert {name: points[0][1] for name, points in drawn.items()} == {
-        "theia_diffusion_2x2": 1.0, "theia_diffusion_2x2 (randomized scene)": 0.25,
+        "theia_diffusion_2x2 (hammer)": 1.0, "theia_diffusion_2x2 (hammer, randomized scene)": 0.2,
     }  # fmt: skip
+
+
+def test_several_tasks_are_drawn_as_the_mean_of_theirs_and_other_settings_apart(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results", "a-machine")
+    overrides = ("suite=metaworld", "arms=[theia_act]", "steps=[1000]", "minutes=[]", "demonstrations=[25]")
+    for task, seeds, rewards in (("hammer", "[1,2,3]", [1.0] * 5), ("assembly", "[1]", [0.0] * 5)):
+        for training in plan(*overrides, f"suite.tasks=[{task}]", f"seeds={seeds}"):
+            result(results, training, rewards, seconds=60.0)
+    (other,) = plan(*overrides, "suite.tasks=[drawer-open]", "seeds=[1]", "suite.batch_size=8")
+    result(results, other, [1.0] * 7, seconds=60.0)
+    drawn = lines(rows(results.all()), lambda row: row.steps)
+    assert {name: points[0][1] for name, points in drawn.items()} == {
+        "theia_act (2 tasks)": 0.5, "theia_act (drawer-open)": 1.0,
+    }  # fmt: skip
+    write({"a-machine": results.all()}, tmp_path / "quality.md")
+    text = (tmp_path / "quality.md").read_text()
+    assert "| `theia_act` | drawer-open | 100.0% [" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| `theia_act` | drawer-open")]
+    assert row.split(" | ")[5].strip() == "", "stuck is of Push-T"
+
+
+def test_results_of_earlier_settings_are_marked(measured: Results, tmp_path: Path) -> None:
+    for path in measured.folder.glob("*theia_act--*seed1*.json"):
+        found = json.loads(path.read_text())
+        found["settings"]["encoder_file"] = "0" * 64
+        path.write_text(json.dumps(found | {"settings_digest": digest(found["settings"])}))
+    write({"a-machine": measured.all()}, tmp_path / "quality.md")
+    text = (tmp_path / "quality.md").read_text()
+    assert "| `theia_act` † | pusht | 60.0% [" in text and "| `theia_act` | pusht | 80.0% [" in text
+    assert "- † `theia_act`, 15 minutes of training: earlier weights of its encoder" in text
 
 
 def test_page_without_results_says_so(tmp_path: Path) -> None:
@@ -640,10 +720,16 @@ def test_page_without_results_says_so(tmp_path: Path) -> None:
 
 def test_nothing_is_missing_where_all_of_a_question_was_measured(measured: Results) -> None:
     for training in plan("question=demonstrations"):
-        result(measured, training, [1.0], seconds=900.0)
+        result(measured, training, [1.0] * 200, seconds=900.0)
     missing = gaps(measured.all())
     assert not [line for line in missing if line.startswith("pusht, demonstrations")]
     assert [line for line in missing if line.startswith("pusht, heads: all of it")]
+
+    path = min(measured.folder.glob("*theia_act_2x2--*.json"))
+    found = json.loads(path.read_text())
+    found["settings"]["encoder_file"] = "0" * 64  # other weights
+    path.write_text(json.dumps(found | {"settings_digest": digest(found["settings"])}))
+    assert "pusht, demonstrations: 1 of 48 experiments (1 of `theia_act_2x2`)" in gaps(measured.all())
 
 
 def test_what_no_question_asks_is_said_until_it_was_measured(measured: Results) -> None:

@@ -111,12 +111,15 @@ def test_changed_settings_run_anew_and_only_what_they_change(bench: Bench) -> No
     bench.start("steps=[4]")
     bench.take_calls()
 
-    bench.start("steps=[4]", "episodes=3")
+    with pytest.raises(SettingsError, match=r"evaluation.episodes=2 \(now 3\). .*replace=true"):
+        bench.start("steps=[4]", "episodes=3")
+    assert bench.take_calls() == []
+    bench.start("steps=[4]", "episodes=3", replace=True)
     assert bench.take_calls() == ["lerobot-eval"]
     (result,) = bench.results.values()
     assert result["evaluation"]["episodes"] == 3
 
-    bench.start("steps=[4]", "suite.batch_size=2")
+    bench.start("steps=[4]", "suite.batch_size=2", replace=True)
     assert bench.take_calls() == ["lerobot-train", "lerobot-eval"]
     bench.start("steps=[4]", "seeds=[2]")
     assert bench.take_calls() == ["lerobot-train", "lerobot-eval"]
@@ -127,6 +130,26 @@ def test_changed_settings_run_anew_and_only_what_they_change(bench: Bench) -> No
     bench.start("steps=[4]", "arms=[act]")
     assert bench.take_calls() == ["lerobot-train", "lerobot-eval"]
     assert len(bench.results) == 5  # the first was replaced twice
+
+
+def test_data_of_another_recorder_is_made_anew(bench: Bench) -> None:
+    bench.start("steps=[4]")
+    bench.take_calls()
+    bench.start("steps=[4]", f"suite.recorder=[{bench.bin}/record.py,--more]", replace=True)
+    assert bench.take_calls() == ["record.py", "lerobot-theia-precompute", "lerobot-train", "lerobot-eval"]
+
+
+def test_versions_of_a_training_are_those_it_began_with(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = common.versions()
+    bench.start("steps=[4]")
+    monkeypatch.setattr(common, "versions", lambda: now | {"lerobot": "9.9"})
+    bench.start("steps=[4]", "episodes=3", replace=True)
+    (result,) = bench.results.values()
+    assert result["versions"]["lerobot"] == "9.9"
+    assert result["training"]["begun"]["versions"] == now
+    assert set(result["training"]["begun"]) == {"date", "versions", "code"} and result["code"]
 
 
 def test_a_failure_shows_the_last_words_and_the_log_and_training_goes_on_from_its_last_checkpoint(
@@ -163,10 +186,10 @@ def test_only_evaluated_policies_stay(bench: Bench) -> None:
     assert len(list(run_folder.glob("0*/pretrained_model/train_config.json"))) == 2
     bench.take_calls()
 
-    bench.start("steps=[20,40]", "episodes=4")
+    bench.start("steps=[20,40]", "episodes=4", replace=True)
     assert bench.take_calls() == ["lerobot-eval"] * 2
     with pytest.raises(SettingsError, match=r"10of40steps needs the checkpoint after step 10; .* remove /"):
-        bench.start("steps=[10,40]")
+        bench.start("steps=[10,40]", replace=True)
 
 
 def test_a_training_is_not_taken_for_one_of_another_machine(
