@@ -91,7 +91,7 @@ def run_training(
                 "videos": videos,
                 "machine": machine,
                 "versions": common.versions(),
-                "code": code_version(),
+                "code": code_version("benchmarks", "scripts"),
                 "date": datetime.date.today().isoformat(),
             },
         )

@@ -24,8 +24,8 @@ python benchmarks/quality/report.py
 ```
 
 Questions are files of `benchmarks/quality/configs/question`, arms of `configs/arm`, suites of `configs/suite`. All arms
-of a comparison have the same demonstrations, policy sizes, optimizer, seeds and machine; † marks what was measured with other
-settings or weights than today's. Their
+of a comparison have the same demonstrations, policy sizes, optimizer, seeds and machine; † marks a
+warm-up or encoder's weights other than today's. Their
 commands are LeRobot's own (`action=commands` prints their form). Time is training time from the first step on, loading of
 batches included. The learning rate falls as a cosine to the end of a training. One training goes to the largest budget;
 a smaller one is a checkpoint on its way, where the learning rate has not yet fallen. How many steps fit into the time

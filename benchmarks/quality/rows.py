@@ -56,7 +56,8 @@ class Row:
         if settings.get("warm_up") != WARM_UP:
             reasons.append("a warm-up of other length")
         with contextlib.suppress(ArmError):
-            if settings["encoder_file"] not in (None, load_arm(settings["arm"]).encoder_file_sha256):
+            now = load_arm(settings["arm"]).encoder_file_sha256  # None if it does not lie here
+            if now is not None and settings["encoder_file"] not in (None, now):
                 reasons.append("earlier weights of its encoder")
         return " and ".join(reasons)
 

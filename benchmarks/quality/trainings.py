@@ -88,7 +88,11 @@ class Runner:
         checkpoint = last_checkpoint(output, record)
         if record is None or checkpoint is None:
             shutil.rmtree(output, ignore_errors=True)
-            begun = {"date": today(), "versions": common.versions(), "code": code_version()}
+            begun = {
+                "date": today(),
+                "versions": common.versions(),
+                "code": code_version("benchmarks", "scripts"),
+            }
             record = Record(**self._length(training), machine=machine, begun=begun)
             command, before = self._from_the_beginning(training, output, record), 0.0
         else:

@@ -54,11 +54,14 @@ class PackSettings:
         image_size: side in pixels to which images are squashed; smaller frames that are all alike stay as
             they are, since they are squashed to the student's size later, exactly as in a rollout.
         verify: read shards that are already there in full, against their checksums.
+        retry: try images again that were left out. Only where nothing rests on what is packed yet: a run that has
+            begun, and processes that share one, have to keep to the images that they have.
     """
 
     root: Path
     image_size: int = 224
     verify: bool = True
+    retry: bool = True
 
 
 class PackedSource:
@@ -152,7 +155,7 @@ def pack(
             }
             file = path / f"{start // SHARD_ITEMS:06d}.safetensors"
             shard = existing(file, key, settings.verify)
-            if shard is None or readable_now(shard, source, items[start:stop], start):
+            if shard is None or (settings.retry and readable_now(shard, source, items[start:stop], start)):
                 write_shard(file, key, source, items[start:stop], start, settings.image_size)
                 shard = Arrays(file)
             claim.touch()

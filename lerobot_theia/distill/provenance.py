@@ -16,7 +16,7 @@ from lerobot_theia.cache.files import publish
 from lerobot_theia.distill.corpus import Corpus
 from lerobot_theia.distill.frames import SPLITS
 from lerobot_theia.distill.lessons import Lesson, teaches
-from lerobot_theia.distill.licenses import commercial_use
+from lerobot_theia.distill.licenses import commercial_use, student_license
 from lerobot_theia.distill.pack import PackedSource
 from lerobot_theia.distill.seeds import FIRST_EVALUATION_SEED
 from lerobot_theia.distill.student import Beginning
@@ -31,15 +31,19 @@ _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy")
 def provenance(
     *,
     beginning: Beginning,
-    license: str,
-    commercial: str,
+    licenses: Mapping[str, str],
     weights_sha256: str,
     corpus: Corpus,
     lessons: Sequence[Lesson],
     trained: Trained,
 ) -> dict[str, Any]:
-    """Settings, licences, code and so on are those of the last session that took a step; earlier ones have theirs beside it."""
+    """Settings, code and so on are those of the last session that took a step; earlier ones have theirs beside it.
+
+    Args:
+        licenses: part -> the strictest licence that any session stated of it.
+    """
     student = beginning.student
+    license, commercial = student_license(licenses)
     *earlier, last = trained.history
     settings = last["settings"]
     return {
@@ -60,8 +64,8 @@ def provenance(
             "init_weights_sha256": beginning.init_sha256,
             "heads_from_scratch": list(beginning.new_heads),
         },
-        "corpus": corpus_manifest(corpus, last["licenses"]),
-        "teachers": [teacher_manifest(lesson, corpus, last["licenses"]) for lesson in lessons],
+        "corpus": corpus_manifest(corpus, licenses),
+        "teachers": [teacher_manifest(lesson, corpus, licenses) for lesson in lessons],
         "settings": settings,
         "training": {
             "steps": trained.steps,
@@ -117,14 +121,18 @@ def teacher_manifest(lesson: Lesson, corpus: Corpus, licenses: Mapping[str, str]
     }
 
 
-def code_version() -> dict[str, Any]:
-    """Version of this package, and the commit of its checkout if it runs from one."""
+def code_version(*more: str) -> dict[str, Any]:
+    """Version of this package, and the commit of its checkout if it runs from one.
+
+    Args:
+        more: folders that matter, too, when it is told whether there are uncommitted changes.
+    """
     version: dict[str, Any] = {"lerobot_policy_theia": _version("lerobot_policy_theia")}
     root = Path(__file__).resolve().parents[2]
     if (root / ".git").exists():
         version["commit"] = _git(root, "rev-parse", "HEAD")
         version["uncommitted_changes"] = bool(
-            _git(root, "status", "--porcelain", "--", "lerobot_theia", "configs")
+            _git(root, "status", "--porcelain", "--", "lerobot_theia", "configs", *more)
         )
     return version
 

@@ -1,5 +1,6 @@
 """From settings to a student: corpus, teachers, training, result."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -73,7 +74,8 @@ def distill(
     resumed = newest_position(output_dir) if settings.resume and settings.until is None else None
     beginning = begin(settings, teachers, resumed) if settings.until is None else None
     root = resolve_cache_root(settings.cache_root) / "distill"
-    corpus = pack_corpus(settings, root, progress, watcher)
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # set by `accelerate launch`
+    corpus = pack_corpus(settings, root, progress, watcher, retry=alone and not begun)
     if settings.until == "corpus":
         return None
     check_coverage(corpus, teachers)
@@ -105,7 +107,9 @@ def distill(
         training.resume(*resumed)
     elif settings.resume:
         watcher.say(f"no checkpoint in {output_dir} yet: beginning at step 0")
-    license, commercial = student_license(strictest([each["licenses"] for each in training.history]))
+    # What this session states counts even if it takes no step: someone may have learned better.
+    licenses = strictest([each["licenses"] for each in (*training.history, training.session)])
+    license, commercial = student_license(licenses)
     beginning.student.spec = replace(beginning.student.spec, license=license)
     watcher.say(describe(corpus, lessons, beginning, training, commercial))
     if accelerator.is_main_process:
@@ -113,7 +117,7 @@ def distill(
     trained = training.train()
     result = output_dir / RESULT
     if accelerator.is_main_process:
-        write_result(result, settings, beginning, license, commercial, corpus, lessons, trained)
+        write_result(result, settings, beginning, licenses, corpus, lessons, trained)
     accelerator.wait_for_everyone()
     if accelerator.num_processes > 1:
         accelerator.end_training()  # A process that ends while the group's threads run is aborted.
@@ -165,12 +169,14 @@ def begin(
     return beginning
 
 
-def pack_corpus(settings: DistillSettings, root: Path, progress: Progress | None, watcher: Watcher) -> Corpus:
+def pack_corpus(
+    settings: DistillSettings, root: Path, progress: Progress | None, watcher: Watcher, *, retry: bool
+) -> Corpus:
     if not settings.corpus.sources:
         raise DistillError("the corpus has no source: choose one with `corpus=...`")
     sources = [make_source(name, values) for name, values in settings.corpus.sources.items()]
     pack_settings = PackSettings(
-        root=root / "frames", image_size=settings.corpus.image_size, verify=settings.verify
+        root=root / "frames", image_size=settings.corpus.image_size, verify=settings.verify, retry=retry
     )
     packed: list[PackedSource] = []
     for source in sources:
@@ -300,8 +306,7 @@ def write_result(
     result: Path,
     settings: DistillSettings,
     beginning: Beginning,
-    license: str,
-    commercial: str,
+    licenses: Mapping[str, str],
     corpus: Corpus,
     lessons: Sequence[Lesson],
     trained: Trained,
@@ -312,8 +317,7 @@ def write_result(
     def provenance_of(sha256: str) -> dict[str, Any]:
         return provenance(
             beginning=beginning,
-            license=license,
-            commercial=commercial,
+            licenses=licenses,
             weights_sha256=sha256,
             corpus=corpus,
             lessons=lessons,

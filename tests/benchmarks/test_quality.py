@@ -701,6 +701,17 @@ def test_several_tasks_are_drawn_as_the_mean_of_theirs_and_other_settings_apart(
     assert row.split(" | ")[5].strip() == "", "stuck is of Push-T"
 
 
+def test_weights_that_lie_elsewhere_are_not_called_earlier_ones(measured: Results, tmp_path: Path) -> None:
+    folder = tmp_path / "outputs" / "student"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (training,) = plan(f"arms=[theia_act@{folder}]", "seeds=[1]", "minutes=[15]")
+    result(measured, training, [1.0], seconds=900.0)
+    found = {row["arm"]: row for row in rows(measured.all())}
+    assert found["theia_act@student"]["encoder_file"] is not None
+    assert found["theia_act@student"].outdated == ""
+
+
 def test_results_of_earlier_settings_are_marked(measured: Results, tmp_path: Path) -> None:
     for path in measured.folder.glob("*theia_act--*seed1*.json"):
         found = json.loads(path.read_text())

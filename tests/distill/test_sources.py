@@ -134,7 +134,7 @@ def test_webdataset_shards(tmp_path: Path) -> None:
 
 
 def test_no_image_of_a_shard_is_left_out_in_silence(tmp_path: Path) -> None:
-    names = ("000.rgb.png", "000.mask.png", "001.rgb.PNG", "001.json", "002.rgb.png")
+    names = ("000.rgb.png", "._000.rgb.png", "000.mask.png", "001.rgb.PNG", "001.json", "002.rgb.png")
     write_tar(tmp_path / "a.tar", {name: png(number) for number, name in enumerate(names)})
 
     def ids(**settings: tuple[str, ...]) -> list[str]:
@@ -149,6 +149,9 @@ def test_no_image_of_a_shard_is_left_out_in_silence(tmp_path: Path) -> None:
         ids()
     with pytest.raises(DistillError, match=r"000.mask.png.* to `ignore` if not"):
         ids(extensions=("rgb.png",))
+    assert ids(extensions=("rgb.png",), ignore=("m*.png",)) == ids(
+        extensions=("rgb.png",), ignore=("mask.png",)
+    )
     assert ids(extensions=("rgb.png",), ignore=("mask.png",)) == ["a.tar/000", "a.tar/001", "a.tar/002"]
 
 
@@ -302,6 +305,24 @@ def test_a_video_that_breaks_off_is_listed(tmp_path: Path) -> None:
     assert isinstance(results[0], Frame) and isinstance(results[-1], UnreadableError)
 
 
+def test_a_video_that_is_damaged_in_the_middle_loses_what_is_damaged_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    write_video(path, 24, codec="libx264", options={"x264-params": "keyint=6:scenecut=0:bframes=0"})
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        begin = packets[7].pos
+    data = bytearray(path.read_bytes())
+    data[begin + 4 : begin + 12] = b"\xff" * 8
+    path.write_bytes(data)
+    source = VideoSource(name="v", path=tmp_path, fps=10, validation=0.0, license="cc0-1.0")
+    count = len(source.items())
+    together = list(source.read(0, count))
+    alone = [next(iter(source.read(k, k + 1))) for k in range(count)]
+    assert [type(each) for each in together] == [type(each) for each in alone]
+    lost = [k for k, each in enumerate(together) if isinstance(each, UnreadableError)]
+    assert lost and set(lost) <= set(range(6, 12)), "its key frame's stretch at most"
+
+
 def test_what_is_no_video_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"no video")
     with pytest.raises(DistillError, match=r"a.mp4 is no readable video"):
@@ -315,8 +336,12 @@ def test_a_dataset_that_cannot_be_opened_is_named(video_dataset: Path, tmp_path:
     def source(root: Path) -> LeRobotSource:
         return LeRobotSource(name="d", repo_id=REPO_ID, root=root, license="cc-by-4.0")
 
+    (tmp_path / "nowhere").mkdir()
+    (tmp_path / "nowhere" / "notes.txt").touch()
     with pytest.raises(DistillError, match=f"'d': {tmp_path}/nowhere is no LeRobotDataset: .*info.json"):
         source(tmp_path / "nowhere").items()
+    with pytest.raises(DistillError, match=f"'d': LeRobot cannot open {REPO_ID} in {tmp_path}/not-yet "):
+        source(tmp_path / "not-yet").items()
     shutil.copytree(video_dataset, tmp_path / "copy")
     info = tmp_path / "copy" / "meta" / "info.json"
     info.write_text(info.read_text().replace('"v3.0"', '"v2.1"'))

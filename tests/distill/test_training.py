@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 
 from lerobot_theia.distill import training
 from lerobot_theia.distill.checkpoint import whole_checkpoints
-from lerobot_theia.distill.errors import DistillError
+from lerobot_theia.distill.errors import DistillError, UnreadableError
+from lerobot_theia.distill.frames import Frame
 from lerobot_theia.distill.layout import read_statistics
+from lerobot_theia.distill.sources import folder as folder_source
 from lerobot_theia.distill.training import Training
 from lerobot_theia.distill.validate import Score
 from lerobot_theia.encoder import TheiaEncoder, weights_sha256
@@ -175,8 +177,34 @@ def test_each_session_is_written_down_with_its_settings(run: Run) -> None:
     assert earlier["settings"]["training"]["steps"] == 4 and told["training"]["steps"] == 5
 
 
+def test_a_run_that_has_begun_keeps_to_its_images(
+    run: Run, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = folder_source.read_image
+
+    def no_right(path: Path) -> Frame | UnreadableError:
+        return UnreadableError("Permission denied") if path.name == "03.png" else real(path)
+
+    vit = write_teacher(picture_folder.parent / "tiny-vit", "vit")
+    pictures = {"type": "folder", "path": str(picture_folder), "license": "mit"}
+    changes: Values = {
+        "corpus.sources": {"pictures": pictures},
+        "corpus.allow_skipped": 0.05,
+        "teachers": {"vit": {"type": "vision", "model": str(vit), "features": "on_the_fly"}},
+        "training.pictures": 0,
+    }
+    monkeypatch.setattr(folder_source, "read_image", no_right)
+    run(changes)
+    monkeypatch.setattr(folder_source, "read_image", real)
+    told = provenance(run({**changes, "resume": True, "training.steps": 5}))
+    assert [each["id"] for each in told["corpus"]["skipped"]] == ["pictures/a/03.png"]
+
+
 @pytest.mark.parametrize("steps", [4, 6])
-def test_a_licence_stated_later_frees_no_student(steps: int, run: Run, picture_folder: Path) -> None:
+@pytest.mark.parametrize("stated", [("cc-by-nc-4.0", "cc0-1.0"), ("cc0-1.0", "cc-by-nc-4.0")])
+def test_the_strictest_licence_that_was_ever_stated_counts(
+    steps: int, stated: tuple[str, str], run: Run, picture_folder: Path
+) -> None:
     def changes(license: str, **more: Any) -> Values:
         pictures = {"type": "folder", "path": str(picture_folder), "license": license}
         return {
@@ -186,8 +214,8 @@ def test_a_licence_stated_later_frees_no_student(steps: int, run: Run, picture_f
         }
 
     vit = write_teacher(picture_folder.parent / "tiny-vit", "vit")
-    run(changes("cc-by-nc-4.0"))
-    result = run(changes("cc0-1.0", resume=True, **{"training.steps": steps}))
+    run(changes(stated[0]))
+    result = run(changes(stated[1], resume=True, **{"training.steps": steps}))
     told = provenance(result)
     assert told["commercial_use"] == "forbidden"
     assert (
@@ -195,9 +223,8 @@ def test_a_licence_stated_later_frees_no_student(steps: int, run: Run, picture_f
         in told["license"]
         == json.loads((result / "config.json").read_text())["license"]
     )
-    assert [each["license"] for each in told["corpus"]["sources"]][1] == (
-        "cc-by-nc-4.0" if steps == 4 else "cc0-1.0"
-    )
+    assert told["corpus"]["sources"][1]["license"] == "cc-by-nc-4.0"
+    assert (steps == 4) == (told["training"]["earlier_sessions"] == [])
 
 
 def test_resume_begins_where_nothing_stands(run: Run) -> None:

@@ -102,10 +102,14 @@ class LeRobotSource:
     def _dataset(self) -> Any:
         from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-        if self.root is not None and not (self.root / "meta" / "info.json").is_file():
-            raise DistillError(
-                f"source {self.name!r}: {self.root} is no LeRobotDataset: it has no meta/info.json"
-            )
+        root = self.root
+        if (
+            root is not None
+            and root.is_dir()
+            and any(root.iterdir())
+            and not (root / "meta/info.json").is_file()
+        ):
+            raise DistillError(f"source {self.name!r}: {root} is no LeRobotDataset: it has no meta/info.json")
         try:
             return LeRobotDataset(self.repo_id, root=self.root, revision=self.revision, return_uint8=True)
         except Exception as error:  # of files, versions, network

@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -135,9 +135,24 @@ def shown_for(container: InputContainer, stream: VideoStream) -> float:
 
 
 def frames_at(video: Path, times: Sequence[float]) -> Iterator[Frame | UnreadableError]:
-    """The frame that is shown at each of the ascending times, decoding forward from the key frame before."""
+    """The frame that is shown at each of the ascending times, decoding forward from the key frame before.
+
+    Where decoding fails it begins anew for the next time, as if that were read alone.
+    """
     waiting = list(times)
-    problem = "the video ends before it"
+    while waiting:
+        problem = yield from frames_until_a_problem(video, waiting)
+        if problem is None:  # the end of the video
+            yield from (
+                UnreadableError(f"{at:.2f} s of {video.name}: the video ends before it") for at in waiting
+            )
+            return
+        yield UnreadableError(f"{waiting.pop(0):.2f} s of {video.name}: {problem}")
+
+
+def frames_until_a_problem(video: Path, waiting: list[float]) -> Generator[Frame, None, str | None]:
+    """Frames for as many of the times as can be had, which are taken off the list; returns what went wrong with the next."""
+    problem: str | None = None
     shown: av.VideoFrame | None = None
     begin, tick, rate = 0, 0.0, 1.0
 
@@ -160,15 +175,14 @@ def frames_at(video: Path, times: Sequence[float]) -> Iterator[Frame | Unreadabl
                 if shown is not None:
                     yield from due((frame.pts - begin) * tick - EARLY_S)
                 if not waiting:
-                    return
+                    return None
                 shown = frame
     except (av.FFmpegError, OSError, IndexError, ValueError) as error:
         problem = reason_of(error)
     if shown is not None and shown.pts is not None:
         lasts = shown.duration * tick if shown.duration else 1 / rate
         yield from due((shown.pts - begin) * tick + lasts + EARLY_S)
-    for at in waiting:
-        yield UnreadableError(f"{at:.2f} s of {video.name}: {problem}")
+    return problem if waiting else None
 
 
 def decoded_from(
@@ -181,7 +195,7 @@ def decoded_from(
     """
     for back in (0.0, *BACK_S, math.inf):
         start = max(at - back, 0.0)
-        container.seek(int(start / tick) + begin, stream=stream, backward=True)
+        container.seek(int((start + EARLY_S) / tick) + begin, stream=stream, backward=True)
         frames = (frame for frame in container.decode(stream) if frame.pts is not None)
         first = next(frames, None)
         if start == 0 or (first is not None and (first.pts - begin) * tick <= at + EARLY_S):

@@ -1,5 +1,6 @@
 """Tar shards as webdataset writes them: a sample is the files of one shard with the same name up to the first dot."""
 
+import fnmatch
 import functools
 import glob
 import io
@@ -42,7 +43,7 @@ class WebdatasetSource:
         validation: path of the held-out shards; or a number: the share of the shards in `train` to hold out.
         license: of the images.
         extensions: of the files that are the images; all that follows the first dot of a name.
-        ignore: extensions of images that are not wanted, such as masks.
+        ignore: extensions of images that are not wanted, such as masks; `*` matches anything.
     """
 
     name: str
@@ -120,7 +121,8 @@ class WebdatasetSource:
                 with tarfile.open(shard, "r:") as tar:
                     for entry in tar:
                         key, _, extension = entry.name.rpartition("/")[2].partition(".")
-                        if entry.isfile() and self._is_wanted(shard, entry.name, extension.lower()):
+                        # A name that begins with a dot belongs to a file system, not to the dataset.
+                        if entry.isfile() and key and self._is_wanted(shard, entry.name, extension.lower()):
                             folder = entry.name.rpartition("/")[0]
                             key = f"{folder}/{key}" if folder not in ("", ".") else key
                             members.append(Member(shard, key, entry.offset_data, entry.size))
@@ -136,7 +138,8 @@ class WebdatasetSource:
         """Raises DistillError for an image that is neither wanted nor to be ignored: nothing is left out in silence."""
         if extension in self.extensions:
             return True
-        if extension.rpartition(".")[2] in IMAGE_SUFFIXES and extension not in self.ignore:
+        ignored = any(fnmatch.fnmatch(extension, pattern) for pattern in self.ignore)
+        if extension.rpartition(".")[2] in IMAGE_SUFFIXES and not ignored:
             raise DistillError(
                 f"source {self.name!r}: {shard} holds {name}, an image by its name, but its extension {extension!r} is none of "
                 f"{', '.join(self.extensions)}: add it to `extensions` of this source if it is to be taken, to `ignore` if not"

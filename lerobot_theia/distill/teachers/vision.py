@@ -198,8 +198,8 @@ def locate(model: str, revision: str | None) -> Path:
         reason = " ".join(str(error).split())[:300]
         raise DistillError(
             f"teacher {model!r} is no folder, and cannot be had from the Hugging Face Hub ({type(error).__name__}: "
-            f"{reason}). Without network, copy config.json, preprocessor_config.json and model.safetensors into a folder "
-            "and name that"
+            f"{reason}). Without network, copy config.json, preprocessor_config.json, model.safetensors and README.md, "
+            "for its licence, into a folder and name that"
         ) from error
 
 
