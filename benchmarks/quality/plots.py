@@ -1,5 +1,6 @@
 """Success against steps, time and demonstrations; one picture per suite."""
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -10,6 +11,8 @@ from benchmarks.quality.intervals import wilson
 from benchmarks.quality.rows import Row
 from benchmarks.quality.settings import digest
 
+LEGEND_CHARACTERS = 210
+"""In a line of the legend, with eight for each sign and space."""
 Point = tuple[float, Row]
 
 
@@ -58,10 +61,11 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         for axis in axes
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
+    columns = max(1, min(4, LEGEND_CHARACTERS // max(len(each) + 8 for each in labels)))
     figure.legend(
-        list(handles.values()), list(handles), loc="lower center", ncol=4, fontsize=7, frameon=False
+        list(handles.values()), list(handles), loc="lower center", ncol=columns, fontsize=7, frameon=False
     )
-    figure.tight_layout(rect=(0, 0.06 + 0.05 * ((len(handles) + 3) // 4), 1, 1))
+    figure.tight_layout(rect=(0, 0.06 + 0.05 * math.ceil(len(handles) / columns), 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without date and version, the same numbers give the same file.
     figure.savefig(path, dpi=90, metadata={"Software": None})
