@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from lerobot_theia.cache.files import sha256_of_file
 from lerobot_theia.encoder.locate import ASSETS, WEIGHTS_FILE
 from lerobot_theia.encoder.names import SHIPPED, canonical_name
 
@@ -79,8 +79,7 @@ class Arm:
 @functools.cache
 def _sha256(file: Path, size: int, mtime_ns: int) -> str:
     """Of a file as it is since then."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return sha256_of_file(file)
 
 
 def known_arms() -> list[str]:

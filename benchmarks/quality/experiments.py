@@ -1,6 +1,5 @@
 """Run experiments: data, training, evaluation at each budget, result."""
 
-import datetime
 import json
 import shlex
 import shutil
@@ -19,8 +18,7 @@ from benchmarks.quality.processes import CommandError, InUseError, only_run
 from benchmarks.quality.results import Results
 from benchmarks.quality.settings import Experiment, SettingsError, Training, encoder_name
 from benchmarks.quality.status import status
-from benchmarks.quality.trainings import Runner
-from lerobot_theia.distill.provenance import code_version
+from benchmarks.quality.trainings import Runner, made_with
 
 ACTIONS = ("run", "status", "commands")
 ERRORS = (ArmError, SettingsError, CommandError, InUseError, evaluations.EvaluationError)
@@ -90,9 +88,7 @@ def run_training(
                 "evaluation": found,
                 "videos": videos,
                 "machine": machine,
-                "versions": common.versions(),
-                "code": code_version("benchmarks", "scripts"),
-                "date": datetime.date.today().isoformat(),
+                **made_with(),
             },
         )
         low, high = found["success_interval"]

@@ -90,10 +90,7 @@ def groups(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows that differ in nothing but the task."""
     found: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        settings = {
-            name: each for name, each in row.results[0]["settings"].items() if name not in ("seed", "task")
-        }
-        found[digest(settings)].append(row)
+        found[digest(row.results[0]["settings"], but=("seed", "task"))].append(row)
     return list(found.values())
 
 

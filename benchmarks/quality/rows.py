@@ -132,8 +132,7 @@ def rows(results: Sequence[Result]) -> list[Row]:
     """In order of task, demonstrations, budget and arm. Results with other settings are other rows, whatever their name."""
     alike: dict[str, list[Result]] = defaultdict(list)
     for result in results:
-        settings = {name: each for name, each in result["settings"].items() if name != "seed"}
-        alike[digest(settings)].append(result)
+        alike[digest(result["settings"], but=("seed",))].append(result)
     found = [Row(tuple(each)) for each in alike.values()]
     return sorted(found, key=lambda row: (row["task"], row["demonstrations"], row["budget"]["kind"],
                                           row["budget"]["of"], row["budget"]["amount"], row["arm"]))  # fmt: skip

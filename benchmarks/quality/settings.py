@@ -4,10 +4,10 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from benchmarks.quality.arms import Arm
 from lerobot_theia.demos.randomize import VERSION
@@ -86,7 +86,7 @@ class Budget:
 
 Scene = Literal["plain", "randomized"]
 """Of evaluation: LeRobot's own, or one that looks different in each episode."""
-SCENES: tuple[Scene, ...] = ("plain", "randomized")
+SCENES: tuple[Scene, ...] = get_args(Scene)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,9 +202,11 @@ class Experiment:
         }
 
 
-def digest(settings: Values) -> str:
-    """Of values, whatever their order: twelve hexadecimal digits."""
-    text = json.dumps(settings, sort_keys=True, default=list)
+def digest(settings: Values, but: Collection[str] = ()) -> str:
+    """Of values but those of some names, whatever their order: twelve hexadecimal digits."""
+    text = json.dumps(
+        {name: each for name, each in settings.items() if name not in but}, sort_keys=True, default=list
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

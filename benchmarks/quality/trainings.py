@@ -88,12 +88,7 @@ class Runner:
         checkpoint = last_checkpoint(output, record)
         if record is None or checkpoint is None:
             shutil.rmtree(output, ignore_errors=True)
-            begun = {
-                "date": today(),
-                "versions": common.versions(),
-                "code": code_version("benchmarks", "scripts"),
-            }
-            record = Record(**self._length(training), machine=machine, begun=begun)
+            record = Record(**self._length(training), machine=machine, begun=made_with())
             command, before = self._from_the_beginning(training, output, record), 0.0
         else:
             record.forget_after(int(checkpoint.name))
@@ -134,8 +129,8 @@ class Runner:
 
     def _rate(self, training: Training) -> float:
         """Steps per second of a short training like this one; measured once for all seeds."""
-        alike = {name: each for name, each in training.settings.items() if name not in ("seed", "budget")}
-        folder = self.work.root / "rates" / digest(alike | {"machine": common.slug(common.machine())})
+        alike = training.settings | {"machine": common.slug(common.machine())}
+        folder = self.work.root / "rates" / digest(alike, but=("seed", "budget"))
         found = folder / "rate.json"
         if found.is_file():
             return float(json.loads(found.read_text())["steps_per_s"])
@@ -161,8 +156,13 @@ class Runner:
                 shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def today() -> str:
-    return datetime.date.today().isoformat()
+def made_with() -> dict[str, Any]:
+    """Versions, code and date, as they are now."""
+    return {
+        "versions": common.versions(),
+        "code": code_version("benchmarks", "scripts"),
+        "date": datetime.date.today().isoformat(),
+    }
 
 
 def others_busy(before: Sequence[float], after: Sequence[float]) -> float:

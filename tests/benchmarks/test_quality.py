@@ -29,8 +29,7 @@ from benchmarks.quality.results import Results
 from benchmarks.quality.rows import rows
 from benchmarks.quality.settings import Budget, Scene, SettingsError, Training, digest, slug
 from benchmarks.quality.status import status
-from lerobot_theia import demos
-from lerobot_theia.demos import metaworld as _metaworld  # noqa: F401
+from lerobot_theia.demos import metaworld, pusht
 
 SUITES = ("pusht", "metaworld")
 
@@ -210,17 +209,17 @@ def test_recorders_are_scripts_of_this_checkout_and_take_the_arguments(
 ) -> None:
     asked: dict[str, Any] = {}
 
-    def metaworld(task: str, root: Path, episodes: int, seed: int, **more: Any) -> str:
+    def record_metaworld(task: str, root: Path, episodes: int, seed: int, **more: Any) -> str:
         asked.update(task=task, root=root, episodes=episodes, seed=seed, **more)
         return "recorded"
 
-    def pusht(root: Path, repo_id: str, episodes: int, **more: Any) -> str:
+    def record_pusht(root: Path, repo_id: str, episodes: int, **more: Any) -> str:
         asked.update(root=root, repo_id=repo_id, episodes=episodes, **more)
         return "recorded"
 
-    monkeypatch.setattr("lerobot_theia.demos.metaworld.record_metaworld", metaworld)
-    monkeypatch.setattr("lerobot_theia.demos.pusht.record_pusht", pusht)
-    recorders = {"pusht": demos.pusht.main, "metaworld": demos.metaworld.main}
+    monkeypatch.setattr(metaworld, "record_metaworld", record_metaworld)
+    monkeypatch.setattr(pusht, "record_pusht", record_pusht)
+    recorders = {"pusht": pusht.main, "metaworld": metaworld.main}
     for suite, name in [
         ("pusht", "act"),
         ("metaworld", "act"),

@@ -1,7 +1,8 @@
 """Shared by the distillation's tests: small settings, and a run that was trained once."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lerobot_theia.distill.errors import UnreadableError
+from lerobot_theia.distill.frames import Frame
 from lerobot_theia.distill.run import distill
 from lerobot_theia.distill.settings import settings_from
+from lerobot_theia.distill.sources import folder as folder_source
 from lerobot_theia.distill.training import Watcher
 
 Values = dict[str, Any]
@@ -86,6 +90,19 @@ def run(values: Values) -> Run:
         return settings.output_dir / "student" if result is None else result
 
     return run
+
+
+@contextmanager
+def no_right_to_read(name: str) -> Iterator[None]:
+    """A picture of a folder cannot be read for a while, though its file looks as ever."""
+    real = folder_source.read_image
+
+    def read_image(path: Path) -> Frame | UnreadableError:
+        return UnreadableError("Permission denied") if path.name == name else real(path)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(folder_source, "read_image", read_image)
+        yield
 
 
 @pytest.fixture

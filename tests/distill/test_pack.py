@@ -17,10 +17,10 @@ from lerobot_theia.distill.corpus import Corpus, Order, evenly
 from lerobot_theia.distill.errors import DistillError, UnreadableError
 from lerobot_theia.distill.frames import TRAIN, VALIDATION, Frame, split_by_group
 from lerobot_theia.distill.pack import PackedSource, PackSettings, Skipped, check_skipped, pack
-from lerobot_theia.distill.sources import folder as folder_source
 from lerobot_theia.distill.sources.folder import FolderSource
 from lerobot_theia.distill.sources.pusht import PushTSource
 from lerobot_theia.encoder.resize import resize
+from tests.distill.conftest import no_right_to_read
 
 
 @pytest.fixture(autouse=True)
@@ -165,18 +165,12 @@ def test_a_mended_image_is_taken_in(picture_folder: Path, settings: PackSettings
 
 
 def test_an_image_that_became_readable_is_taken_in_though_its_file_looks_as_before(
-    picture_folder: Path, settings: PackSettings, monkeypatch: pytest.MonkeyPatch
+    picture_folder: Path, settings: PackSettings
 ) -> None:
-    real = folder_source.read_image
-
-    def no_right(path: Path) -> Frame | UnreadableError:
-        return UnreadableError("Permission denied") if path.name == "03.png" else real(path)
-
-    monkeypatch.setattr(folder_source, "read_image", no_right)
-    for _ in range(2):
-        with pytest.raises(DistillError, match=r"1 of 24 images .*a/03.png: Permission denied"):
-            pack(source(picture_folder), settings, 0.0)
-    monkeypatch.setattr(folder_source, "read_image", real)
+    with no_right_to_read("03.png"):
+        for _ in range(2):
+            with pytest.raises(DistillError, match=r"1 of 24 images .*a/03.png: Permission denied"):
+                pack(source(picture_folder), settings, 0.0)
     assert len(pack(source(picture_folder), settings, 0.0)) == 24
 
 

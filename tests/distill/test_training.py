@@ -13,14 +13,12 @@ from safetensors.torch import load_file
 
 from lerobot_theia.distill import training
 from lerobot_theia.distill.checkpoint import whole_checkpoints
-from lerobot_theia.distill.errors import DistillError, UnreadableError
-from lerobot_theia.distill.frames import Frame
+from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.layout import read_statistics
-from lerobot_theia.distill.sources import folder as folder_source
 from lerobot_theia.distill.training import Training
 from lerobot_theia.distill.validate import Score
 from lerobot_theia.encoder import TheiaEncoder, weights_sha256
-from tests.distill.conftest import Heard, Run, Values
+from tests.distill.conftest import Heard, Run, Values, no_right_to_read
 from tests.distill.tiny_teachers import write_teacher
 
 pytest.importorskip("gym_pusht")
@@ -177,14 +175,7 @@ def test_each_session_is_written_down_with_its_settings(run: Run) -> None:
     assert earlier["settings"]["training"]["steps"] == 4 and told["training"]["steps"] == 5
 
 
-def test_a_run_that_has_begun_keeps_to_its_images(
-    run: Run, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = folder_source.read_image
-
-    def no_right(path: Path) -> Frame | UnreadableError:
-        return UnreadableError("Permission denied") if path.name == "03.png" else real(path)
-
+def test_a_run_that_has_begun_keeps_to_its_images(run: Run, picture_folder: Path) -> None:
     vit = write_teacher(picture_folder.parent / "tiny-vit", "vit")
     pictures = {"type": "folder", "path": str(picture_folder), "license": "mit"}
     changes: Values = {
@@ -193,9 +184,8 @@ def test_a_run_that_has_begun_keeps_to_its_images(
         "teachers": {"vit": {"type": "vision", "model": str(vit), "features": "on_the_fly"}},
         "training.pictures": 0,
     }
-    monkeypatch.setattr(folder_source, "read_image", no_right)
-    run(changes)
-    monkeypatch.setattr(folder_source, "read_image", real)
+    with no_right_to_read("03.png"):
+        run(changes)
     told = provenance(run({**changes, "resume": True, "training.steps": 5}))
     assert [each["id"] for each in told["corpus"]["skipped"]] == ["pictures/a/03.png"]
 

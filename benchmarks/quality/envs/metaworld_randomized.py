@@ -3,13 +3,13 @@
 Looks are those that recorders draw for the same seed; what happens is what happens in the plain scene.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 from lerobot.envs.configs import EnvConfig, MetaworldEnv
 
+from benchmarks.quality.envs.one_process import side_by_side
 from lerobot_theia.demos.metaworld import environment_class
 from lerobot_theia.demos.randomize import KINDS, choose_kinds
 
@@ -31,18 +31,8 @@ class MetaworldRandomizedEnv(MetaworldEnv):
         self, n_envs: int, use_async_envs: bool = False
     ) -> dict[str, dict[int, gym.vector.VectorEnv]]:
         """{"metaworld_randomized": {0: environments}}"""
-        if self.task is None:
-            raise ValueError(
-                "--env.task is missing: metaworld_randomized is one task, such as drawer-open-v3"
-            )
-        if use_async_envs:
-            raise ValueError("metaworld_randomized steps in one process: pass --eval.use_async_envs=false")
-        kinds = choose_kinds(self.randomize.split(","))
-        make = randomized_class(kinds)
-        makers: list[Callable[[], gym.Env]] = [
-            lambda: make(self.task, **self.gym_kwargs) for _ in range(n_envs)
-        ]
-        return {self.type: {0: gym.vector.SyncVectorEnv(makers)}}
+        make = randomized_class(choose_kinds(self.randomize.split(",")))
+        return side_by_side(self, n_envs, use_async_envs, lambda task: make(task, **self.gym_kwargs))
 
 
 def randomized_class(kinds: tuple[str, ...]) -> Any:

@@ -3,7 +3,6 @@
 Its observation is that which the recorder stores as `observation.environment_state`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +11,8 @@ import numpy as np
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_STATE
+
+from benchmarks.quality.envs.one_process import side_by_side
 
 STATE = 39
 POSITION = 4
@@ -51,13 +52,7 @@ class MetaworldStateEnv(EnvConfig):
         self, n_envs: int, use_async_envs: bool = False
     ) -> dict[str, dict[int, gym.vector.VectorEnv]]:
         """{"metaworld_state": {0: environments}}"""
-        if self.task is None:
-            raise ValueError("--env.task is missing: metaworld_state is one task, such as drawer-open-v3")
-        if use_async_envs:
-            raise ValueError("metaworld_state steps in one process: pass --eval.use_async_envs=false")
-        task = self.task
-        makers: Sequence[Any] = [lambda: state_environment(task) for _ in range(n_envs)]
-        return {self.type: {0: gym.vector.SyncVectorEnv(makers)}}
+        return side_by_side(self, n_envs, use_async_envs, state_environment)
 
 
 def state_environment(task: str) -> gym.Env:
