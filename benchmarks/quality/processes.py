@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 
 TICK_S = 0.2
 GRACE_S = 15
@@ -38,7 +39,8 @@ def run(
     Args:
         log: what the command prints is appended here.
         environment: variables over those of this process.
-        watch: is given what was printed since the last call, several times a second; True ends the command.
+        watch: is given what was printed since the last call, several times a second; True ends the command. Signals that
+            end this process wait until it is done.
         inherit: open files that the command keeps open: a lock, so that it outlives this process.
 
     Returns:
@@ -61,16 +63,39 @@ def run(
             while process.poll() is None and not stopped:
                 time.sleep(TICK_S)
                 if watch is not None:
-                    stopped = watch(printed.read().decode(errors="replace"))
+                    with undisturbed():
+                        stopped = watch(printed.read().decode(errors="replace"))
         finally:
             try:
                 if watch is not None:  # however this ends: what was printed until now counts
-                    watch(printed.read().decode(errors="replace"))
+                    with undisturbed():
+                        watch(printed.read().decode(errors="replace"))
             finally:
                 end(process)
     if process.returncode and not stopped:
         raise CommandError(failure(command, log, process.returncode))
     return stopped
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Signals that ask this process to end wait until the block is done. For the main thread.
+
+    Handlers are exchanged: a blocked signal would go to another thread (BLAS has some), and its handler would run here.
+    """
+    came: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    handlers = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for each in came:
+            signal.raise_signal(each)
 
 
 def end(process: subprocess.Popen) -> None:

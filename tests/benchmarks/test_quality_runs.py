@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -303,6 +304,39 @@ def test_what_was_printed_counts_however_a_command_ends(
     with pytest.raises(KeyboardInterrupt):
         run(["bash", "-c", script], tmp_path / "log", environment={}, cwd=tmp_path, watch=watch)
     assert "".join(seen) == "checkpoint\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_does_not_end_the_reading_of_what_was_printed(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "TICK_S", 0.01)
+    counted: list[str] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    def watch(printed: str) -> bool:
+        if printed:
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)  # a handler runs between two instructions
+            counted.append(printed)
+        return False
+
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run(
+                ["bash", "-c", "echo checkpoint; exec sleep 600"],
+                tmp_path / "log",
+                environment={},
+                cwd=tmp_path,
+                watch=watch,
+            )
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+    assert ended.value.code == 128 + number and counted == ["checkpoint\n"]
 
 
 def is_gone(pid: int) -> bool:
