@@ -3,7 +3,9 @@
 import importlib.metadata
 import json
 import platform
+import re
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from lerobot_theia.cache.files import publish
 from lerobot_theia.distill.corpus import Corpus
@@ -19,12 +22,15 @@ from lerobot_theia.distill.lessons import Lesson, teaches
 from lerobot_theia.distill.licenses import commercial_use, student_license
 from lerobot_theia.distill.pack import PackedSource
 from lerobot_theia.distill.seeds import FIRST_EVALUATION_SEED
+from lerobot_theia.distill.settings import DistillSettings, plain_values
 from lerobot_theia.distill.student import Beginning
+from lerobot_theia.distill.teachers.interface import Teacher
 from lerobot_theia.distill.training import Trained
 
 PROVENANCE_FILE = "provenance.json"
 FORMAT = "lerobot-theia-provenance"
 FORMAT_VERSION = 1
+_ABSOLUTE_FOLDERS = re.compile(r"""(?<![\w.:/~])~?/(?:[^/,\s\[\]{}"']+/(?=[^/,\s\[\]{}"']))*""")
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy")
 
 
@@ -79,6 +85,34 @@ def provenance(
         "code": last["code"],
         "environment": last["environment"],
     }
+
+
+def session(
+    settings: DistillSettings,
+    corpus: Corpus,
+    teachers: Sequence[Teacher],
+    beginning: Beginning,
+    accelerator: Accelerator,
+    command: Sequence[str],
+) -> dict[str, Any]:
+    """What is written down of this session."""
+    licenses = {f"source {source.name}": source.license for source in corpus.sources}
+    licenses |= {f"teacher {teacher.name}": teacher.license for teacher in teachers}
+    if beginning.init_license is not None:
+        licenses["the initial weights"] = beginning.init_license
+    return {
+        "command": list(command),
+        "settings": plain_values(settings),
+        "licenses": licenses,
+        "processes": accelerator.num_processes,
+        "code": code_version(),
+        "environment": environment(),
+    }
+
+
+def command_line() -> list[str]:
+    """What was typed, without the path of the program; absolute paths keep their last part only."""
+    return ["lerobot-theia-distill", *(_ABSOLUTE_FOLDERS.sub("", argument) for argument in sys.argv[1:])]
 
 
 def corpus_manifest(corpus: Corpus, licenses: Mapping[str, str]) -> dict[str, Any]:

@@ -1,14 +1,10 @@
 """From settings to a student: corpus, teachers, training, result."""
 
 import os
-import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from lerobot_theia.cache.root import resolve_cache_root
@@ -17,27 +13,25 @@ from lerobot_theia.distill.corpus import Corpus
 from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.features import Sharing, StoredFeatures, extract
 from lerobot_theia.distill.frames import TRAIN, VALIDATION
-from lerobot_theia.distill.hashing import digest_of
+from lerobot_theia.distill.identity import check_resumed, run_identity
 from lerobot_theia.distill.layout import (
     STATISTICS_FILE,
     read_statistics,
     write_statistics,
-    write_student,
 )
 from lerobot_theia.distill.lessons import Lesson, check_coverage, sampled_standard, teaches
 from lerobot_theia.distill.licenses import strictest, student_license
 from lerobot_theia.distill.loss import Standard
 from lerobot_theia.distill.pack import PackedSource, PackSettings, pack
-from lerobot_theia.distill.provenance import code_version, environment, provenance, write_provenance
-from lerobot_theia.distill.settings import DistillSettings, make_source, make_teacher, plain_values
+from lerobot_theia.distill.provenance import session
+from lerobot_theia.distill.result import write_result
+from lerobot_theia.distill.settings import DistillSettings, make_source, make_teacher
 from lerobot_theia.distill.student import Beginning, make_student
 from lerobot_theia.distill.teachers.interface import Teacher
-from lerobot_theia.distill.training import Trained, Training, Watcher, check_same_run, make_accelerator
-from lerobot_theia.encoder.weights_hash import weights_sha256
+from lerobot_theia.distill.training import Training, make_accelerator
+from lerobot_theia.distill.watcher import Watcher
 
 RESULT = "student"
-SHIPPED = "shipped"
-_ABSOLUTE_FOLDERS = re.compile(r"""(?<![\w.:/~])~?/(?:[^/,\s\[\]{}"']+/(?=[^/,\s\[\]{}"']))*""")
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how many images are newly done, and of how many."""
 
@@ -122,29 +116,6 @@ def distill(
     if accelerator.num_processes > 1:
         accelerator.end_training()  # A process that ends while the group's threads run is aborted.
     return result
-
-
-def session(
-    settings: DistillSettings,
-    corpus: Corpus,
-    teachers: Sequence[Teacher],
-    beginning: Beginning,
-    accelerator: Accelerator,
-    command: Sequence[str],
-) -> dict[str, Any]:
-    """What is written down of this session."""
-    licenses = {f"source {source.name}": source.license for source in corpus.sources}
-    licenses |= {f"teacher {teacher.name}": teacher.license for teacher in teachers}
-    if beginning.init_license is not None:
-        licenses["the initial weights"] = beginning.init_license
-    return {
-        "command": list(command),
-        "settings": plain_values(settings),
-        "licenses": licenses,
-        "processes": accelerator.num_processes,
-        "code": code_version(),
-        "environment": environment(),
-    }
 
 
 def begin(
@@ -263,78 +234,6 @@ def check_names(teachers: Sequence[Teacher]) -> None:
             )
 
 
-def run_identity(
-    settings: DistillSettings, teachers: Sequence[Teacher], beginning: Beginning, corpus: Corpus | None = None
-) -> dict[str, Any]:
-    """What must be the same in all sessions of a run: without a corpus, as far as is known before there is one.
-
-    Learning rate and number of steps may change.
-    """
-    spec = beginning.student.spec
-    run: dict[str, Any] = {
-        "teachers": {
-            teacher.name: {"feature_size": list(teacher.feature_size), **dict(teacher.identity())}
-            for teacher in teachers
-        },
-        "teacher_weights": {
-            teacher.name: float(values.get("weight", 1))
-            for teacher, values in zip(teachers, settings.teachers.values(), strict=True)
-        },
-        "student": {
-            "hidden_size": spec.hidden_size,
-            "num_layers": spec.num_layers,
-            "train_blocks": settings.training.train_blocks,
-            "init_weights_sha256": beginning.init_sha256,
-        },
-        "batch_size": settings.training.batch_size,
-        "seed": settings.training.seed,
-    }
-    if corpus is not None:
-        run["corpus"] = corpus.content_sha256
-        run["training_images"] = digest_of([int(index) for index in corpus.epoch])
-    return run
-
-
-def check_resumed(resumed: tuple[Path, Position] | None, run: Mapping[str, Any]) -> None:
-    """Raise if there is a checkpoint to resume, and it is of another run."""
-    if resumed is not None:
-        folder, position = resumed
-        check_same_run(folder, position.run, run)
-
-
-def write_result(
-    result: Path,
-    settings: DistillSettings,
-    beginning: Beginning,
-    licenses: Mapping[str, str],
-    corpus: Corpus,
-    lessons: Sequence[Lesson],
-    trained: Trained,
-) -> None:
-    student = beginning.student
-    standards = {lesson.teacher.name: lesson.standard for lesson in lessons}
-
-    def provenance_of(sha256: str) -> dict[str, Any]:
-        return provenance(
-            beginning=beginning,
-            licenses=licenses,
-            weights_sha256=sha256,
-            corpus=corpus,
-            lessons=lessons,
-            trained=trained,
-        )
-
-    write_statistics(result, standards)
-    write_student(result, student)
-    write_provenance(result, provenance_of(weights_sha256(student)))
-    if settings.export.shipped:
-        shipped = settings.output_dir / SHIPPED
-        write_student(shipped, student, dtype=torch.float16, translators=False)
-        rounded = {name: tensor.half().float() for name, tensor in student.state_dict().items()}
-        student.load_state_dict(rounded)  # the hash is that of the weights as they ship
-        write_provenance(shipped, provenance_of(weights_sha256(student)))
-
-
 def describe(
     corpus: Corpus, lessons: Sequence[Lesson], beginning: Beginning, training: Training, commercial: str
 ) -> str:
@@ -350,8 +249,3 @@ def describe(
         f"steps {training.steps:,} of {training.settings.batch_size} images "
         f"({training.steps / training.order.steps_per_epoch:.1f} epochs)" + warning
     )
-
-
-def command_line() -> list[str]:
-    """What was typed, without the path of the program; absolute paths keep their last part only."""
-    return ["lerobot-theia-distill", *(_ABSOLUTE_FOLDERS.sub("", argument) for argument in sys.argv[1:])]

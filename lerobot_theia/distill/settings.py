@@ -15,7 +15,7 @@ from lerobot_theia.distill.schedule import Stage
 from lerobot_theia.distill.sources.interface import Source
 from lerobot_theia.distill.student import StudentSettings
 from lerobot_theia.distill.teachers.interface import Teacher
-from lerobot_theia.distill.training import TrainingSettings
+from lerobot_theia.distill.training_settings import TrainingSettings
 
 Values = Mapping[str, Any]
 ON_THE_FLY, EXTRACTED = "on_the_fly", "extracted"

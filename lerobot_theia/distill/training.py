@@ -1,11 +1,10 @@
 """The training loop: one or several processes, bfloat16 or float32, resumed exactly."""
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from lerobot_theia.cache.files import publish
 from lerobot_theia.distill.ahead import read_ahead
 from lerobot_theia.distill.augment import recolour
 from lerobot_theia.distill.checkpoint import (
@@ -26,118 +24,19 @@ from lerobot_theia.distill.checkpoint import (
 from lerobot_theia.distill.corpus import Corpus, Order, evenly
 from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.frames import VALIDATION
+from lerobot_theia.distill.identity import check_same_run
 from lerobot_theia.distill.lessons import Batch, Lesson, read_batch, targets
 from lerobot_theia.distill.loss import batch_loss, teacher_loss
+from lerobot_theia.distill.metrics import METRICS_FILE, MetricsLog, Tally
+from lerobot_theia.distill.optimizer import make_optimizer
 from lerobot_theia.distill.pictures import draw_pictures
-from lerobot_theia.distill.schedule import LearningRate, Resolution, Stage
+from lerobot_theia.distill.schedule import LearningRate, Resolution
 from lerobot_theia.distill.student import Student
-from lerobot_theia.distill.validate import Score, TeacherScore, validate
-from lerobot_theia.encoder.names import IMAGE_SIZE
+from lerobot_theia.distill.training_settings import TrainingSettings
+from lerobot_theia.distill.validate import Score, validate
+from lerobot_theia.distill.watcher import Watcher
 
-METRICS_FILE = "metrics.jsonl"
 PICTURES_FOLDER = "pictures"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """How a student is trained; the defaults are the published ones.
-
-    Args:
-        steps: optimiser steps; or give `epochs`.
-        epochs: passes over the corpus; or give `steps`.
-        train_blocks: train the last so many blocks, the final norm and the heads only; None trains all.
-        batch_size: images per step, over all processes.
-        learning_rate: after the warm-up. Published: 5e-4 for 128 images.
-        betas, weight_decay: of AdamW; parameters of one dimension and biases do not decay.
-        schedule: `constant` or `cosine`.
-        warmup: share of the steps.
-        stages: resolutions one after the other; see `schedule.Stage`.
-        clip_norm: of the gradient; None does not clip.
-        bf16: run the forward pass in bfloat16 (autocast); weights and losses stay float32.
-        recolour: strength of the augmentation; 0 is none.
-        seed: of weights, order of images and augmentation.
-        log_every, validate_every, checkpoint_every: in steps.
-        validation_images: at most so many held-out images, evenly chosen.
-        pictures: images drawn at each validation.
-    """
-
-    steps: int | None = None
-    epochs: float | None = None
-    train_blocks: int | None = None
-    batch_size: int = 128
-    learning_rate: float = 5e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.01
-    schedule: str = "constant"
-    warmup: float = 0.1
-    stages: tuple[Stage, ...] = (Stage(size=IMAGE_SIZE, share=1.0),)
-    clip_norm: float | None = None
-    bf16: bool = False
-    recolour: float = 0.0
-    seed: int = 0
-    log_every: int = 50
-    validate_every: int = 1000
-    checkpoint_every: int = 1000
-    validation_images: int = 1024
-    pictures: int = 6
-
-    def __post_init__(self) -> None:
-        if (self.steps is None) == (self.epochs is None):
-            raise DistillError(
-                f"training.steps is {self.steps}, training.epochs {self.epochs}: give one of them"
-            )
-        positive = (
-            "steps", "epochs", "batch_size", "learning_rate", "clip_norm", "log_every", "validate_every",
-            "checkpoint_every", "validation_images",
-        )  # fmt: skip
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                nothing = " (null: no clipping)" if name == "clip_norm" else ""
-                raise DistillError(f"training.{name} is {value}, must be above 0{nothing}")
-        for name in ("weight_decay", "pictures"):
-            if not getattr(self, name) >= 0:
-                raise DistillError(f"training.{name} is {getattr(self, name)}, must be at least 0")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise DistillError(f"training.betas are {list(self.betas)}, must be from 0 up to 1")
-        if not self.stages:
-            raise DistillError("training.stages is empty: give at least one, `[{size: 224, share: 1}]`")
-        if not 0 <= self.recolour < 1:
-            raise DistillError(f"training.recolour is {self.recolour}, must be from 0 up to 1")
-
-    def total_steps(self, steps_per_epoch: float) -> int:
-        if self.steps is not None:
-            return self.steps
-        assert self.epochs is not None
-        return max(1, math.ceil(self.epochs * steps_per_epoch))
-
-
-@dataclass
-class Tally:
-    """Sums of losses since the last line of the log."""
-
-    steps: int = 0
-    images: int = 0
-    loss: float = 0.0
-    teachers: dict[str, list[float]] = field(default_factory=dict)
-
-    def add(self, loss: float, batch_size: int, losses: Mapping[str, tuple[float, float]]) -> None:
-        self.steps += 1
-        self.images += batch_size
-        self.loss += loss
-        for name, (cosine, smooth_l1) in losses.items():
-            sums = self.teachers.setdefault(name, [0.0, 0.0, 0.0])
-            for i, value in enumerate((cosine, smooth_l1, 1.0)):
-                sums[i] += value
-
-    def means(self) -> dict[str, Any]:
-        return {
-            "loss": self.loss / self.steps,
-            "teachers": {
-                name: {"cosine": cosine / steps, "smooth_l1": smooth_l1 / steps}
-                for name, (cosine, smooth_l1, steps) in self.teachers.items()
-            },
-        }
 
 
 @dataclass(frozen=True)
@@ -151,23 +50,6 @@ class Trained:
     history: tuple[dict[str, Any], ...]
     first: Score
     last: Score
-
-
-class Watcher:
-    """Told what happens; does nothing. `scripts.distill` shows a bar and writes to wandb."""
-
-    def begin(self, done: int, total: int) -> None:
-        """Images seen by earlier sessions, images in all."""
-
-    def advance(self, images: int) -> None: ...
-
-    def log(self, line: Mapping[str, Any]) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def picture(self, step: int, path: Path) -> None: ...
-
-    def end(self) -> None: ...
 
 
 class Training:
@@ -363,83 +245,6 @@ class Training:
             )
             self.watcher.picture(step, path)
         return score
-
-
-class MetricsLog:
-    """One JSON object per line; resuming drops the lines of steps that will be taken again."""
-
-    def __init__(self, path: Path, step: int, write: bool) -> None:
-        self.path, self._write = path, write
-        self.lines: list[dict[str, Any]] = []
-        if path.is_file():
-            for text in path.read_text().splitlines():
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    break  # cut off in the middle of a line
-                if line["step"] <= step and step > 0:
-                    self.lines.append(line)
-        if write:
-            publish(path, [(json.dumps(line) + "\n").encode() for line in self.lines])
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        self.lines.append(dict(line))
-        if self._write:
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-
-    def score_of(self, step: int) -> Score | None:
-        for line in self.lines:
-            if line["step"] == step and "validation" in line:
-                return score_of(line["validation"])
-        return None
-
-
-def score_of(found: Mapping[str, Any]) -> Score:
-    teachers = {name: TeacherScore(**score) for name, score in found["teachers"].items()}
-    return Score(found["loss"], found["size"], found["images"], teachers)
-
-
-def make_optimizer(student: Student, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """AdamW over what trains; no decay for parameters of one dimension and biases, as published."""
-    decay: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in student.named_parameters():
-        if parameter.requires_grad:
-            (plain if parameter.ndim <= 1 or name.endswith(".bias") else decay).append(parameter)
-    groups = [
-        {"params": decay, "weight_decay": settings.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.learning_rate,
-        betas=(settings.betas[0], settings.betas[1]),
-        fused=True,
-    )
-
-
-def check_same_run(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise unless a checkpoint is of the run that is configured."""
-    for name, value in wanted.items():
-        before = found.get(name)
-        if before == value:
-            continue
-        if name == "teachers" and isinstance(before, dict) and isinstance(value, dict):
-            raise DistillError(
-                f"checkpoint {folder} was made with the teachers {sorted(before)}, configured are {sorted(value)}"
-                f"{_differing(before, value)}: resume with its teachers, or begin anew in another output_dir, with "
-                f"student.init={folder}"
-            )
-        raise DistillError(
-            f"checkpoint {folder} was made with {name}={before}, configured is {value}: resume with the settings it was "
-            "begun with, or begin anew in another output_dir"
-        )
-
-
-def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    names = [name for name in sorted(before.keys() & now.keys()) if before[name] != now[name]]
-    return f" (in another form: {', '.join(names)})" if names else ""
 
 
 def make_accelerator(device: str | None, partial: bool) -> Accelerator:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from lerobot_theia.distill.errors import DistillError
-from lerobot_theia.distill.training import Watcher
+from lerobot_theia.distill.watcher import Watcher
 from lerobot_theia.scripts.configs import config_folder
 
 
@@ -131,7 +131,8 @@ def run(config: DictConfig) -> None:
     from lerobot_theia.cache.errors import CacheError
     from lerobot_theia.cache.paging import keep_freed_memory
     from lerobot_theia.demos.recording import RecordingError
-    from lerobot_theia.distill.run import command_line, distill
+    from lerobot_theia.distill.provenance import command_line
+    from lerobot_theia.distill.run import distill
     from lerobot_theia.distill.settings import settings_from
 
     keep_freed_memory()

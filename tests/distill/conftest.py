@@ -15,7 +15,7 @@ from lerobot_theia.distill.frames import Frame
 from lerobot_theia.distill.run import distill
 from lerobot_theia.distill.settings import settings_from
 from lerobot_theia.distill.sources import folder as folder_source
-from lerobot_theia.distill.training import Watcher
+from lerobot_theia.distill.watcher import Watcher
 
 Values = dict[str, Any]
 
