@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import common
 from benchmarks.pages import provenance
 from benchmarks.quality.aims import aims
 from benchmarks.quality.gaps import beyond, gaps
@@ -24,7 +25,8 @@ python benchmarks/quality/report.py
 ```
 
 Questions are files of `benchmarks/quality/configs/question`, arms of `configs/arm`, suites of `configs/suite`. All arms
-of a comparison have the same demonstrations, policy sizes, optimizer, seeds and machine; † marks a
+of a comparison have the same demonstrations, policy sizes, optimizer and seeds, and after the same time the same machine;
+how good a policy is after so many steps does not depend on the machine, though minutes do. † marks a
 warm-up or encoder's weights other than today's. Their
 commands are LeRobot's own (`action=commands` prints their form). Time is training time from the first step on, loading of
 batches included. The learning rate falls as a cosine to the end of a training. One training goes to the largest budget;
@@ -47,80 +49,87 @@ evaluation looks different, and as no demonstration did; else scenes are the sim
 """
 
 
-def write(machines: dict[str, list[Result]], page: Path) -> None:
-    """The page, and `images/quality-<machine>-<suite>.png` beside it. Videos that lie in `videos/<experiment>/` are linked."""
+def write(results: Sequence[Result], page: Path) -> None:
+    """The page, and `images/quality-<suite>.png` beside it. Films that lie in `videos/<machine>/<experiment>/` are linked."""
     parts = [INTRODUCTION]
-    if not machines:
+    if not results:
         parts.append("**Nothing has been measured yet.**\n")
-    for name, results in machines.items():
-        parts.append(section(name, results, page.parent / "images", page.parent / "videos"))
-    everything = [result for results in machines.values() for result in results]
+    else:
+        found = rows(results)
+        parts.append(verdicts(found))
+        for suite in sorted({row["suite"] for row in found}):
+            own = [row for row in found if row["suite"] == suite]
+            parts.append(section(suite, own, page.parent / "images", page.parent / "videos"))
+        parts.append(machines(results))
     parts.append("## What was not measured\n\nNot on any of these machines, with today's settings.\n")
-    parts += [f"- {gap.what}: {gap.why}." for gap in beyond(everything)]
-    parts += [f"- {line}." for line in gaps(everything)]
+    parts += [f"- {gap.what}: {gap.why}." for gap in beyond(results)]
+    parts += [f"- {line}." for line in gaps(results)]
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(parts).rstrip() + "\n")
 
 
-def section(name: str, results: Sequence[Result], images: Path, videos: Path) -> str:
-    """What was found on one machine."""
-    found = rows(results)
-    lines = [
-        f"## {name}",
-        "",
-        provenance(results),
-        "",
-        "### Aim",
-        "",
-        "| wanted on Push-T | found | |",
-        "|---|---|---|",
-    ]
-    verdicts = {True: "met", False: "**missed**", None: ""}
-    lines += [f"| {aim.what} | {aim.found} | {verdicts[aim.met]} |" for aim in aims(found)]
-    for suite in sorted({row["suite"] for row in found}):
-        own = [row for row in found if row["suite"] == suite]
-        picture = images / f"quality-{name}-{suite}.png"
-        draw(own, picture)
-        said = own[0].results[0]["suite"]
-        lines += [
-            "",
-            f"### {suite}",
-            "",
-            f"{said['what']}. Reward: {said['reward']}. {disturbance(own)}",
-            "",
-            f"![Success against steps, time and demonstrations](images/{picture.name})",
-            "",
-            *itertools.chain.from_iterable(tables(own)),
-            *films(own, videos),
-        ]
+def verdicts(rows: Sequence[Row]) -> str:
+    words = {True: "met", False: "**missed**", None: ""}
+    lines = ["## Aim", "", "| wanted on Push-T | found | |", "|---|---|---|"]
+    lines += [f"| {aim.what} | {aim.found} | {words[aim.met]} |" for aim in aims(rows)]
     return "\n".join(lines) + "\n"
 
 
-def disturbance(rows: Sequence[Row]) -> str:
-    """How far to trust the times."""
-    busy = [result["training"]["cores_used_by_others"] for row in rows for result in row.results]
-    return (
-        f"While one trained, other processes kept {min(busy):.2f} to {max(busy):.2f} cores busy; where they wanted more than it "
-        "left, minutes are longer than they had to be."
-    )
+def section(suite: str, rows: Sequence[Row], images: Path, videos: Path) -> str:
+    """What was found of one suite."""
+    picture = images / f"quality-{suite}.png"
+    draw(rows, picture)
+    said = rows[0].results[0]["suite"]
+    lines = [
+        f"## {suite}",
+        "",
+        f"{said['what']}. Reward: {said['reward']}.",
+        "",
+        f"![Success against steps, demonstrations and time](images/{picture.name})",
+        "",
+        *itertools.chain.from_iterable(tables(rows)),
+        *films(rows, videos),
+    ]
+    return "\n".join(lines)
+
+
+def machines(results: Sequence[Result]) -> str:
+    """What they are, when and with what it was measured there, and how far to trust the times."""
+    lines = ["## Machines", ""]
+    named = sorted(results, key=lambda each: common.slug(each["machine"]))
+    for name, each in itertools.groupby(named, key=lambda each: common.slug(each["machine"])):
+        own = list(each)
+        busy = [result["training"]["cores_used_by_others"] for result in own]
+        lines.append(
+            f"- `{name}`: {provenance(own)} While one trained, other processes kept {min(busy):.2f} to {max(busy):.2f} cores "
+            "busy; where they wanted more than it left, minutes are longer than they had to be."
+        )
+    return "\n".join(lines) + "\n"
 
 
 def tables(rows: Sequence[Row]) -> list[list[str]]:
-    """One per number of demonstrations and budget; then what the arms are."""
+    """One per number of demonstrations, budget and, if that is a time, machine; then what the arms are."""
     found = []
-    for (number, budget), group in itertools.groupby(
-        sorted(rows, key=order), key=lambda row: (row["demonstrations"], row.budget)
-    ):
+    for (number, budget, where), group in itertools.groupby(sorted(rows, key=order), key=compared):
         lines = [
-            f"**{number} demonstrations, {spelled(budget)}**",
+            f"**{number} demonstrations, {spelled(budget)}{f', {where}' if where else ''}**",
             "",
-            "| arm | task | success | by seed | mean max reward | stuck | episodes | steps | minutes | encoding, minutes | loss |",
-            "|---|---|--:|---|--:|--:|--:|--:|--:|--:|--:|",
+            "| arm | task | success | by seed | mean max reward | stuck | episodes | steps | minutes | encoding, minutes | loss | machine |",
+            "|---|---|--:|---|--:|--:|--:|--:|--:|--:|--:|---|",
         ]
         found.append([*lines, *map(line, group), ""])
     about = sorted({f"- `{row['arm']}`: {row.what}{weights(row)}" for row in rows})
-    older = [f"- † `{row['arm']}`, {spelled(row.budget)}: {row.outdated}" for row in rows if row.outdated]
+    older = [
+        f"- † `{row['arm']}`, {spelled(row.budget)}, {row.machine}: {row.outdated}"
+        for row in rows
+        if row.outdated
+    ]
     return [*found, ["Arms:", "", *about, *older, ""]]
+
+
+def compared(row: Row) -> tuple[int, Budget, str]:
+    """What the rows of a table have in common."""
+    return row["demonstrations"], row.budget, row.machine if row.budget.kind == "minutes" else ""
 
 
 def order(row: Row) -> tuple[Any, ...]:
@@ -130,10 +139,12 @@ def order(row: Row) -> tuple[Any, ...]:
         budget.kind,
         budget.of,
         budget.amount,
+        compared(row)[-1],
         row["task"],
         row.scene,
         -row.success,
         row["arm"],
+        row.machine,
     )
 
 
@@ -159,6 +170,7 @@ def line(row: Row) -> str:
         f"{row.minutes:.1f}",
         row.encoding,
         f"{sum(losses) / len(losses):.3f}" if losses else "",
+        row.machine,
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -168,10 +180,11 @@ def films(rows: Sequence[Row], videos: Path) -> list[str]:
     lines = []
     for row in rows:
         for result in row.results:
+            folder = f"{row.machine}/{result['name']}"
             names = [name for kind in ("successes", "failures") for name in result["videos"][kind]]
-            there = [name for name in names if (videos / result["name"] / name).is_file()]
+            there = [name for name in names if (videos / folder / name).is_file()]
             if there:
-                links = ", ".join(f"[{Path(name).stem}](videos/{result['name']}/{name})" for name in there)
+                links = ", ".join(f"[{Path(name).stem}](videos/{folder}/{name})" for name in there)
                 lines.append(f"- `{row['arm']}`, {row.where}, {spelled(row.budget)}: {links}")
     return ["Filmed, among the first ten episodes:", "", *lines, ""] if lines else []
 

@@ -1,4 +1,4 @@
-"""Success against steps, time and demonstrations; one picture per suite."""
+"""Success against steps, demonstrations and, on each machine, time; one picture per suite."""
 
 import math
 import statistics
@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.pages import pyplot
 from benchmarks.quality.intervals import wilson
 from benchmarks.quality.rows import Row
+from benchmarks.quality.rows import rows as pool
 from benchmarks.quality.settings import digest
 
 LEGEND_CHARACTERS = 210
@@ -17,17 +18,21 @@ Point = tuple[float, Row]
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """A PNG of three panels; a panel without results says so."""
+    """A PNG of a panel for steps, one for demonstrations, and one for the time on each machine; a panel without results says
+    so."""
     plt = pyplot()
+    pooled = pool([result for row in rows for result in row.results], pool=True)
     most = max(row["demonstrations"] for row in rows)
-    full = [row for row in rows if row["demonstrations"] == most]
+    full = [row for row in pooled if row["demonstrations"] == most]
     panels: list[tuple[str, list[Row], Callable[[Row], float]]] = [
         (f"steps ({most} demonstrations)", [row for row in full if row.budget.kind == "steps"], lambda row: row.steps),
-        (f"minutes of training ({most} demonstrations)", [row for row in full if row.budget.kind == "minutes"],
-         lambda row: row.minutes),
-        ("demonstrations", largest_budget(rows), lambda row: row["demonstrations"]),
+        ("demonstrations", largest_budget(pooled), lambda row: row["demonstrations"]),
     ]  # fmt: skip
-    labels = sorted({label(alike) for alike in groups(rows)})
+    in_time = [row for row in full if row.budget.kind == "minutes"]
+    for machine in sorted({row.machine for row in in_time}) or [""]:
+        name = f"minutes of training ({most} demonstrations){f', {machine}' if machine else ''}"
+        panels.append((name, [row for row in in_time if row.machine == machine], lambda row: row.minutes))
+    labels = sorted({label(alike) for alike in groups(pooled)})
     colours = {
         each: plt.get_cmap("tab10" if len(labels) <= 10 else "tab20")(number % 20)
         for number, each in enumerate(labels)
@@ -88,9 +93,10 @@ def lines(
 
 def groups(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows that differ in nothing but the task."""
-    found: dict[str, list[Row]] = defaultdict(list)
+    found: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        found[digest(row.results[0]["settings"], but=("seed", "task"))].append(row)
+        machine = row.machine if row.budget.kind == "minutes" else ""
+        found[digest(row.results[0]["settings"], but=("seed", "task")), machine].append(row)
     return list(found.values())
 
 
@@ -104,11 +110,13 @@ def label(alike: Sequence[Row]) -> str:
 
 def largest_budget(rows: Sequence[Row]) -> list[Row]:
     """Of those with more than one number of demonstrations, those at the largest budget."""
-    numbers: dict[str, set[int]] = defaultdict(set)
+
+    def of(row: Row) -> tuple[str, float, float, str]:
+        budget = row.budget
+        return budget.kind, budget.of, budget.amount, row.machine if budget.kind == "minutes" else ""
+
+    numbers: dict[tuple[str, float, float, str], set[int]] = defaultdict(set)
     for row in rows:
-        numbers[str(row.budget)].add(row["demonstrations"])
-    several = [row for row in rows if len(numbers[str(row.budget)]) > 1]
-    if not several:
-        return []
-    largest = max((row.budget.kind, row.budget.of, row.budget.amount) for row in several)
-    return [row for row in several if (row.budget.kind, row.budget.of, row.budget.amount) == largest]
+        numbers[of(row)].add(row["demonstrations"])
+    several = [budget for budget, found in numbers.items() if len(found) > 1]
+    return [row for row in rows if several and of(row) == max(several)]

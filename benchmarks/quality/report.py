@@ -20,11 +20,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="benchmarks/results")
     parser.add_argument("--page", type=Path, default=CHECKOUT / "docs" / "quality.md")
     options = parser.parse_args()
-    machines = {
-        folder.parent.name: [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-        for folder in sorted(options.results.glob(f"*/{FOLDER}"))
-    }
-    write({name: results for name, results in machines.items() if results}, options.page)
+    results = [json.loads(path.read_text()) for path in sorted(options.results.glob(f"*/{FOLDER}/*.json"))]
+    write(results, options.page)
     print(options.page)
 
 

@@ -1,4 +1,7 @@
-"""Rows of tables: results that differ in nothing but the seed of training, their episodes taken together."""
+"""Rows of tables: results that differ in nothing but the seed of training, their episodes taken together.
+
+What was trained to a number of steps is as good wherever it was trained; to a time, only on machines that are alike.
+"""
 
 import contextlib
 import statistics
@@ -9,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import common
 from benchmarks.quality.arms import ArmError, load_arm
 from benchmarks.quality.evaluations import summary
 from benchmarks.quality.intervals import independent
@@ -31,6 +35,12 @@ class Row:
     @property
     def budget(self) -> Budget:
         return Budget(**self["budget"])
+
+    @property
+    def machine(self) -> str:
+        """`2-core-amd-epyc`; empty if it was more than one."""
+        names = {common.slug(each["machine"]) for each in self.results}
+        return min(names) if len(names) == 1 else ""
 
     @property
     def scene(self) -> str:
@@ -128,11 +138,19 @@ class Row:
         return f"{encoder['seconds'] / 60:.1f}{of}"
 
 
-def rows(results: Sequence[Result]) -> list[Row]:
-    """In order of task, demonstrations, budget and arm. Results with other settings are other rows, whatever their name."""
-    alike: dict[str, list[Result]] = defaultdict(list)
+def rows(results: Sequence[Result], *, pool: bool = False) -> list[Row]:
+    """In order of task, demonstrations, budget, arm and machine. Results with other settings are other rows, whatever their
+    name.
+
+    Args:
+        pool: take what was trained to the same number of steps on several machines together.
+    """
+    alike: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in results:
-        alike[digest(result["settings"], but=("seed",))].append(result)
+        settings = result["settings"]
+        anywhere = pool and settings["budget"]["kind"] == "steps"
+        machine = "" if anywhere else common.slug(result["machine"])
+        alike[digest(settings, but=("seed",)), machine].append(result)
     found = [Row(tuple(each)) for each in alike.values()]
     return sorted(found, key=lambda row: (row["task"], row["demonstrations"], row["budget"]["kind"],
-                                          row["budget"]["of"], row["budget"]["amount"], row["arm"]))  # fmt: skip
+                                          row["budget"]["of"], row["budget"]["amount"], row["arm"], row.machine))  # fmt: skip

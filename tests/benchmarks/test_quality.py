@@ -507,7 +507,13 @@ def test_rate_leaves_the_beginning_out(time: Time) -> None:
 
 
 def result(
-    results: Results, training: Training, rewards: list[float], *, seconds: float, encoding_cores: int = 2
+    results: Results,
+    training: Training,
+    rewards: list[float],
+    *,
+    seconds: float,
+    encoding_cores: int = 2,
+    cpu: str = "A CPU",
 ) -> None:
     """Write what a run would have written, had its episodes had these best rewards."""
     (experiment,) = training.experiments(len(rewards))
@@ -536,7 +542,7 @@ def result(
                 "successes": successes,
             },
             "videos": {"successes": ["success-0.mp4"], "failures": []},
-            "machine": {"cpu": "A CPU", "cores": 2, "memory_gb": 8, "gpu": None},
+            "machine": {"cpu": cpu, "cores": 2, "memory_gb": 8, "gpu": None},
             "versions": {"lerobot": "0.6.1"},
             "date": "2026-01-02",
         },
@@ -624,13 +630,13 @@ def test_page_has_rates_intervals_verdicts_pictures_and_what_is_missing(
     measured: Results, tmp_path: Path
 ) -> None:
     page = tmp_path / "docs" / "quality.md"
-    write({"a-machine": measured.all()}, page)
+    write(measured.all(), page)
     text = page.read_text()
 
     low, high = wilson(0.7 * 10 * 0.21 / 0.16, 10 * 0.21 / 0.16)
     assert f"| `theia_act` | pusht | 70.0% [{low:.1%}, {high:.1%}] | 60% 80% | 0.950 [" in text
-    assert "**100 demonstrations, 15 minutes of training**" in text
-    assert "A CPU, 2 cores, 8 GB, no GPU. Measured 2026-01-02 with lerobot 0.6.1." in text
+    assert "**100 demonstrations, 15 minutes of training, 2-core-a**" in text
+    assert "- `2-core-a`: A CPU, 2 cores, 8 GB, no GPU. Measured 2026-01-02 with lerobot 0.6.1." in text
     assert "met |" in text and "not measured |" in text
     assert "| 1,000 ⏱ | 14.8 |" in text and "| 1,000 | 15.0 |" in text
     assert "other processes kept 0.10 to 0.20 cores busy" in text
@@ -638,14 +644,58 @@ def test_page_has_rates_intervals_verdicts_pictures_and_what_is_missing(
     assert "- pusht, demonstrations: all of it" in text, "that asks for 200 episodes"
     assert "- ALOHA, transfer cube: " in text and "- Published Theia weights" in text
     assert "- metaworld, headline: all of it" in text
-    picture = page.parent / "images" / "quality-a-machine-pusht.png"
+    picture = page.parent / "images" / "quality-pusht.png"
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 100_000
     assert f"(images/{picture.name})" in text
     assert "videos/" not in text
 
     before = text, picture.read_bytes()
-    write({"a-machine": measured.all()}, page)
+    write(measured.all(), page)
     assert (page.read_text(), picture.read_bytes()) == before
+
+
+def test_times_are_compared_on_one_machine_and_steps_on_all(measured: Results, tmp_path: Path) -> None:
+    """Another machine: its policies are no rivals after the same time, and are after the same number of steps."""
+    other = Results(tmp_path / "results", "b-machine")
+    (raw,) = plan("arms=[diffusion]", "seeds=[1]", "minutes=[15]", "demonstrations=[100]")
+    result(other, raw, [1.0] * 200, seconds=880.0, cpu="B CPU")
+    time = aims(rows(measured.all() + other.all()))[2]
+    assert time.met is True and "2-core-b" not in time.found
+    (ours,) = plan("arms=[theia_act]", "seeds=[1]", "minutes=[15]", "demonstrations=[100]")
+    result(other, ours, [0.0] * 200, seconds=880.0, cpu="B CPU")
+    time = aims(rows(measured.all() + other.all()))[2]
+    assert time.met is False and "2-core-a" in time.found and "2-core-b" in time.found
+
+    steps = ("steps=[500]", "minutes=[]", "demonstrations=[100]", "seeds=[1]")
+    for results, cpu, arm, rewards in (
+        (measured, "A CPU", "theia_act", [0.5] * 50),
+        (other, "B CPU", "theia_act", [1.0] * 40 + [0.5] * 10),
+        (other, "B CPU", "act", [1.0] * 10 + [0.5] * 40),
+    ):
+        (training,) = plan(f"arms=[{arm}]", *steps)
+        result(results, training, rewards, seconds=60.0, cpu=cpu)
+    everything = measured.all() + other.all()
+    aim = aims(rows(everything))[3]
+    assert aim.met is True and aim.found.startswith("80.0%") and "against 20.0%" in aim.found
+
+    write(everything, tmp_path / "quality.md")
+    table = (
+        (tmp_path / "quality.md").read_text().partition("**100 demonstrations, 500 steps**")[2].split("**")[0]
+    )
+    found = [(cells[0], cells[-1]) for each in table.splitlines() if "| pusht |" in each
+             for cells in [each.strip("| ").split(" | ")]]  # fmt: skip
+    assert found == [("`theia_act`", "2-core-b"), ("`act`", "2-core-b"), ("`theia_act`", "2-core-a")]
+    drawn = lines(
+        [row for row in rows(everything, pool=True) if row.budget.kind == "steps"], lambda row: row.steps
+    )
+    assert drawn["theia_act"][0][1] == 0.4 and len(drawn["theia_act"]) == 1
+
+
+def test_a_row_of_more_seeds_is_shown_before_a_better_one(measured: Results) -> None:
+    (training,) = plan("arms=[theia_diffusion]", "seeds=[1]", "minutes=[15]", "demonstrations=[100]")
+    result(measured, training, [1.0] * 10, seconds=900.0)
+    success, *_ = aims(rows(measured.all()))
+    assert "70.0% (theia_act" in success.found
 
 
 def test_page_links_videos_that_are_there_and_marks_time_that_was_not_filled(
@@ -654,12 +704,15 @@ def test_page_links_videos_that_are_there_and_marks_time_that_was_not_filled(
     (training,) = plan("arms=[diffusion]", "seeds=[2]", "minutes=[15]", "demonstrations=[100]")
     result(measured, training, [0.5] * 10, seconds=840.0)
     name = training.experiments(10)[0].name
-    film = tmp_path / "videos" / name / "success-0.mp4"
+    film = tmp_path / "videos" / "2-core-a" / name / "success-0.mp4"
     film.parent.mkdir(parents=True)
     film.write_bytes(b"film")
-    write({"a-machine": measured.all()}, tmp_path / "quality.md")
+    write(measured.all(), tmp_path / "quality.md")
     text = (tmp_path / "quality.md").read_text()
-    assert f"- `diffusion`, pusht, 15 minutes of training: [success-0](videos/{name}/success-0.mp4)" in text
+    assert (
+        f"- `diffusion`, pusht, 15 minutes of training: [success-0](videos/2-core-a/{name}/success-0.mp4)"
+        in text
+    )
     assert text.count("](videos/") == 1
     assert "| 1,000 ◔ | 14.0 |" in text and "| 1,000 ⏱ | 14.8 |" in text
 
@@ -669,7 +722,7 @@ def test_page_keeps_scenes_apart(tmp_path: Path) -> None:
     for training in plan(*RANDOMIZED, "arms=[theia_diffusion_2x2]"):
         for scene, rewards in {"plain": [1.0] * 25, "randomized": [1.0] * 5 + [0.0] * 20}.items():
             result(results, dataclasses.replace(training, scenes=(scene,)), rewards, seconds=60.0)
-    write({"a-machine": results.all()}, tmp_path / "quality.md")
+    write(results.all(), tmp_path / "quality.md")
     text = (tmp_path / "quality.md").read_text()
     assert "| `theia_diffusion_2x2` | hammer | 100.0% [" in text
     assert "| `theia_diffusion_2x2` | hammer; random light, camera, texture | 20.0% [" in text
@@ -693,7 +746,7 @@ def test_several_tasks_are_drawn_as_the_mean_of_theirs_and_other_settings_apart(
     assert {name: points[0][1] for name, points in drawn.items()} == {
         "theia_act (2 tasks)": 0.5, "theia_act (drawer-open)": 1.0,
     }  # fmt: skip
-    write({"a-machine": results.all()}, tmp_path / "quality.md")
+    write(results.all(), tmp_path / "quality.md")
     text = (tmp_path / "quality.md").read_text()
     assert "| `theia_act` | drawer-open | 100.0% [" in text
     (row,) = [line for line in text.splitlines() if line.startswith("| `theia_act` | drawer-open")]
@@ -716,15 +769,15 @@ def test_results_of_earlier_settings_are_marked(measured: Results, tmp_path: Pat
         found = json.loads(path.read_text())
         found["settings"]["encoder_file"] = "0" * 64
         path.write_text(json.dumps(found | {"settings_digest": digest(found["settings"])}))
-    write({"a-machine": measured.all()}, tmp_path / "quality.md")
+    write(measured.all(), tmp_path / "quality.md")
     text = (tmp_path / "quality.md").read_text()
     assert "| `theia_act` † | pusht | 60.0% [" in text and "| `theia_act` | pusht | 80.0% [" in text
-    assert "- † `theia_act`, 15 minutes of training: earlier weights of its encoder" in text
+    assert "- † `theia_act`, 15 minutes of training, 2-core-a: earlier weights of its encoder" in text
 
 
 def test_page_without_results_says_so(tmp_path: Path) -> None:
     page = tmp_path / "quality.md"
-    write({}, page)
+    write([], page)
     assert "Nothing has been measured yet." in page.read_text()
 
 
