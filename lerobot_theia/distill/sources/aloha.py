@@ -4,20 +4,17 @@ The scenes are gym-aloha's; starts are not. An evaluation's come from `sample_bo
 drawn from generators of this source's own, over a wider range.
 """
 
-import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from lerobot_theia.demos.randomize import jitter
-from lerobot_theia.demos.workers import ordered_map
-from lerobot_theia.distill.errors import DistillError, UnreadableError
-from lerobot_theia.distill.frames import Frame, Item, split_by_group
-from lerobot_theia.distill.seeds import corpus_seeds
-from lerobot_theia.distill.sources.interface import Column
-from lerobot_theia.distill.sources.mujoco import COLUMNS, Photographer, View, import_mujoco
+from lerobot_theia.distill.errors import DistillError
+from lerobot_theia.distill.frames import Frame
+from lerobot_theia.distill.sources.mujoco import Photographer, View, import_mujoco
+from lerobot_theia.distill.sources.scenes import Episode, ScenesSource
 
 SCENES = {"transfer-cube": "bimanual_viperx_transfer_cube.xml", "insertion": "bimanual_viperx_insertion.xml"}
 IMAGE_SHAPE = (480, 640)
@@ -31,51 +28,31 @@ TIMESTEPS = 150
 """Steps of the simulation, 2 ms each, towards one target."""
 
 
-@dataclass(frozen=True)
-class Episode:
-    """Pictures of one start; `wanted` says which."""
-
-    scene: str
-    seed: int
-    wanted: tuple[int, ...]
-
-
 @dataclass(frozen=True, kw_only=True)
-class AlohaSource:
+class AlohaSource(ScenesSource):
     """Random moments of ALOHA's two scenes: arms on their way between random poses, mostly towards an object.
 
     Half of the pictures are what a policy sees, three in ten from near there, the others from other cameras.
 
     Args:
         scenes: `transfer-cube`, `insertion`.
-        episodes: starts per scene.
-        frames_per_episode: pictures per start.
-        seed: of the first start of each scene; below 100000.
-        validation: share of the episodes held out.
-        workers: rendering processes; 0 renders in this one.
     """
 
     name: str = "aloha"
+    license: str = "Apache-2.0 (rendered by this project with gym-aloha, Apache-2.0)"
     scenes: tuple[str, ...] = tuple(SCENES)
     episodes: int = 60
-    frames_per_episode: int = 8
-    seed: int = 0
-    validation: float = 0.05
-    workers: int = 0
-    license: str = "Apache-2.0 (rendered by this project with gym-aloha, Apache-2.0)"
 
     shape: ClassVar[tuple[int, int]] = IMAGE_SHAPE
-    columns: ClassVar[Mapping[str, Column]] = COLUMNS
 
     def __post_init__(self) -> None:
-        corpus_seeds(f"source {self.name!r}", self.seed, self.episodes)
-        for field in ("episodes", "frames_per_episode"):
-            if getattr(self, field) < 1:
-                raise DistillError(
-                    f"source {self.name!r}: {field} is {getattr(self, field)}, must be at least 1"
-                )
+        super().__post_init__()
         if unknown := [scene for scene in self.scenes if scene not in SCENES]:
             raise DistillError(f"source {self.name!r}: no scene {unknown}; choose from {', '.join(SCENES)}")
+
+    @property
+    def scene_names(self) -> Sequence[str]:
+        return self.scenes
 
     @property
     def origin(self) -> Mapping[str, Any]:
@@ -90,63 +67,34 @@ class AlohaSource:
     def identity(self) -> Mapping[str, Any]:
         return {"type": "aloha", "version": 1}
 
-    def items(self) -> Sequence[Item]:
-        groups = [f"{scene}/{seed:05d}" for scene, seed, _ in self._plan]
-        splits = split_by_group(groups, self.validation, f"source {self.name!r}")
-        return [
-            Item(f"{group}/{k:02d}", splits[group])
-            for group, (_, _, k) in zip(groups, self._plan, strict=True)
-        ]
-
-    def stamp(self, start: int, stop: int) -> str:
-        return ""
-
-    def read(self, start: int, stop: int) -> Iterator[Frame | UnreadableError]:
-        wanted: dict[tuple[str, int], list[int]] = {}
-        for scene, seed, k in self._plan[start:stop]:
-            wanted.setdefault((scene, seed), []).append(k)
-        episodes = [Episode(scene, seed, tuple(pictures)) for (scene, seed), pictures in wanted.items()]
-        for frames in ordered_map(play, episodes, self.workers):
-            yield from frames
-
-    @functools.cached_property
-    def _plan(self) -> list[tuple[str, int, int]]:
-        """(scene, seed, picture)."""
-        return [
-            (scene, seed, k)
-            for scene in self.scenes
-            for seed in corpus_seeds(self.name, self.seed, self.episodes)
-            for k in range(self.frames_per_episode)
-        ]
-
-
-def play(episode: Episode) -> list[Frame]:
-    """Place objects and arms, move from target to target, and take the pictures that are wanted on the way."""
-    mujoco, model, data, rest, photographer = _scene(episode.scene)
-    rng = np.random.default_rng([episode.seed, *episode.scene.encode()])
-    mujoco.mj_resetData(model, data)
-    data.qpos[: 2 * ARM_JOINTS] = rest
-    objects = []
-    for first in range(2 * ARM_JOINTS, model.nq, 7):
-        place = np.array([rng.uniform(-0.25, 0.25), rng.uniform(0.35, 0.65)])
-        yaw = rng.uniform(-np.pi, np.pi) if rng.random() < 0.5 else rng.normal() * 0.2
-        data.qpos[first : first + 7] = [*place, 0.05, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
-        objects.append(place)
-    data.ctrl[:] = rest
-    frames = []
-    for k in range(max(episode.wanted) + 1):
-        target = rest + 0.0
-        for arm in range(2):
-            thing = objects[rng.integers(len(objects))]
-            target[arm * ARM_JOINTS : (arm + 1) * ARM_JOINTS] = _target(rng, arm, thing)
-        steps = rng.integers(1, TIMESTEPS + 1)
-        for step in range(steps):
-            data.ctrl[:] += (target - data.ctrl) / (steps - step)
-            mujoco.mj_step(model, data)
-        view = random_view(rng)
-        if k in episode.wanted:
-            frames.append(photographer.take(data, view))
-    return frames
+    @staticmethod
+    def play(episode: Episode) -> list[Frame]:
+        """Place objects and arms, move from target to target, and take the pictures that are wanted on the way."""
+        mujoco, model, data, rest, photographer = _scene(episode.scene)
+        rng = np.random.default_rng([episode.seed, *episode.scene.encode()])
+        mujoco.mj_resetData(model, data)
+        data.qpos[: 2 * ARM_JOINTS] = rest
+        objects = []
+        for first in range(2 * ARM_JOINTS, model.nq, 7):
+            place = np.array([rng.uniform(-0.25, 0.25), rng.uniform(0.35, 0.65)])
+            yaw = rng.uniform(-np.pi, np.pi) if rng.random() < 0.5 else rng.normal() * 0.2
+            data.qpos[first : first + 7] = [*place, 0.05, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
+            objects.append(place)
+        data.ctrl[:] = rest
+        frames = []
+        for k in range(max(episode.wanted) + 1):
+            target = rest + 0.0
+            for arm in range(2):
+                thing = objects[rng.integers(len(objects))]
+                target[arm * ARM_JOINTS : (arm + 1) * ARM_JOINTS] = _target(rng, arm, thing)
+            steps = rng.integers(1, TIMESTEPS + 1)
+            for step in range(steps):
+                data.ctrl[:] += (target - data.ctrl) / (steps - step)
+                mujoco.mj_step(model, data)
+            view = random_view(rng)
+            if k in episode.wanted:
+                frames.append(photographer.take(data, view))
+        return frames
 
 
 def _target(rng: np.random.Generator, arm: int, thing: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ Starts come from `env.reset(seed)` with seeds below those of evaluations; from t
 noise, or anything does.
 """
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,12 +12,10 @@ import numpy as np
 
 from lerobot_theia.demos.metaworld import IMAGE_SIZE
 from lerobot_theia.demos.randomize import CAMERA_MOVE_M, CAMERA_TURN_RAD, jitter
-from lerobot_theia.demos.workers import ordered_map
-from lerobot_theia.distill.errors import DistillError, UnreadableError
-from lerobot_theia.distill.frames import Frame, Item, split_by_group
-from lerobot_theia.distill.seeds import corpus_seeds
-from lerobot_theia.distill.sources.interface import Column
-from lerobot_theia.distill.sources.mujoco import COLUMNS, Photographer, View, cannot_render, import_mujoco
+from lerobot_theia.distill.errors import DistillError
+from lerobot_theia.distill.frames import Frame
+from lerobot_theia.distill.sources.mujoco import Photographer, View, cannot_render, import_mujoco
+from lerobot_theia.distill.sources.scenes import Episode, ScenesSource
 
 TASKS = (
     "assembly", "basketball", "bin-picking", "box-close", "button-press", "button-press-topdown", "coffee-button",
@@ -32,53 +29,26 @@ CAMERA = "corner2"
 """The camera that LeRobot's Meta-World hands to a policy, in the place and the way up that LeRobot gives it."""
 
 
-@dataclass(frozen=True)
-class Episode:
-    """Pictures of one start.
-
-    Args:
-        wanted: which of the pictures.
-    """
-
-    task: str
-    seed: int
-    wanted: tuple[int, ...]
-
-
 @dataclass(frozen=True, kw_only=True)
-class MetaworldSource:
+class MetaworldSource(ScenesSource):
     """Random moments of Meta-World tasks.
 
     Two in five pictures are what a policy sees; two in five are from near there; one is from anywhere about.
 
     Args:
         tasks: without the version, `drawer-open`.
-        episodes: starts per task.
-        frames_per_episode: pictures per start.
-        seed: of the first start of each task; the others follow. Below 100000.
-        validation: share of the episodes held out.
-        workers: rendering processes; 0 renders in this one.
     """
 
     name: str = "metaworld"
+    license: str = "Apache-2.0 (rendered by this project with Meta-World, MIT)"
     tasks: tuple[str, ...] = TASKS
     episodes: int = 20
-    frames_per_episode: int = 8
-    seed: int = 0
-    validation: float = 0.05
-    workers: int = 0
-    license: str = "Apache-2.0 (rendered by this project with Meta-World, MIT)"
 
     shape: ClassVar[tuple[int, int]] = (IMAGE_SIZE, IMAGE_SIZE)
-    columns: ClassVar[Mapping[str, Column]] = COLUMNS
 
-    def __post_init__(self) -> None:
-        corpus_seeds(f"source {self.name!r}", self.seed, self.episodes)
-        for field in ("episodes", "frames_per_episode"):
-            if getattr(self, field) < 1:
-                raise DistillError(
-                    f"source {self.name!r}: {field} is {getattr(self, field)}, must be at least 1"
-                )
+    @property
+    def scene_names(self) -> Sequence[str]:
+        return self.tasks
 
     @property
     def origin(self) -> Mapping[str, Any]:
@@ -92,48 +62,17 @@ class MetaworldSource:
     def identity(self) -> Mapping[str, Any]:
         return {"type": "metaworld", "version": 1}
 
-    def items(self) -> Sequence[Item]:
-        groups = [f"{task}/{seed:05d}" for task, seed, _ in self._plan]
-        splits = split_by_group(groups, self.validation, f"source {self.name!r}")
-        return [
-            Item(f"{group}/{k:02d}", splits[group])
-            for group, (_, _, k) in zip(groups, self._plan, strict=True)
-        ]
-
-    def stamp(self, start: int, stop: int) -> str:
-        return ""
-
-    def read(self, start: int, stop: int) -> Iterator[Frame | UnreadableError]:
-        wanted: dict[tuple[str, int], list[int]] = {}
-        for task, seed, k in self._plan[start:stop]:
-            wanted.setdefault((task, seed), []).append(k)
-        episodes = [Episode(task, seed, tuple(pictures)) for (task, seed), pictures in wanted.items()]
-        for frames in ordered_map(play, episodes, self.workers):
-            yield from frames
-
-    @functools.cached_property
-    def _plan(self) -> list[tuple[str, int, int]]:
-        """(task, seed, picture), a task after the other: making a task's environment takes a second."""
-        return [
-            (task, seed, k)
-            for task in self.tasks
-            for seed in corpus_seeds(self.name, self.seed, self.episodes)
-            for k in range(self.frames_per_episode)
-        ]
-
-
-def play(episode: Episode) -> list[Frame]:
-    """Take the pictures that are wanted."""
-    env, photographer = scene(episode.task)
-    rng = np.random.default_rng([episode.seed, *episode.task.encode()])
-    frames = []
-    for k, _ in enumerate(moments(env, episode.seed, rng, max(episode.wanted) + 1)):
-        view = random_view(
-            rng
-        )  # drawn for every picture, wanted or not: the next draws must not depend on it
-        if k in episode.wanted:
-            frames.append(photographer.take(env.raw.data, view))
-    return frames
+    @staticmethod
+    def play(episode: Episode) -> list[Frame]:
+        """Take the pictures that are wanted."""
+        env, photographer = scene(episode.scene)
+        rng = np.random.default_rng([episode.seed, *episode.scene.encode()])
+        frames = []
+        for k, _ in enumerate(moments(env, episode.seed, rng, max(episode.wanted) + 1)):
+            view = random_view(rng)  # wanted or not: the next draws must not depend on it
+            if k in episode.wanted:
+                frames.append(photographer.take(env.raw.data, view))
+        return frames
 
 
 def moments(env: Any, seed: int, rng: np.random.Generator, count: int) -> Iterator[np.ndarray]:
