@@ -10,6 +10,7 @@ from torch import Tensor
 from lerobot_theia.cache.storage import encode_tokens
 from lerobot_theia.data.keys import scale_key, tokens_key
 from lerobot_theia.data.resume import StepSeeds
+from lerobot_theia.policies.common.configuration import InvalidSettingError
 from lerobot_theia.policies.common.policy import TheiaPolicy
 from tests.policies.conftest import (
     AUGMENTED,
@@ -217,5 +218,5 @@ def test_a_resumed_run_augments_as_it_would_have(kind):
 )
 @pytest.mark.parametrize("kind", POLICIES)
 def test_values_that_cannot_be_are_refused_before_anything_is_loaded(kind, changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InvalidSettingError, match=message):
         make_config(kind, **changes)

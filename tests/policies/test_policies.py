@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import draccus
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from lerobot_theia.cache.storage import encode_tokens
 from lerobot_theia.data.keys import scale_key, tokens_key
 from lerobot_theia.encoder import TheiaEncoder
+from lerobot_theia.policies.common.configuration import InvalidSettingError
 from tests.encoder.published_layout import write_published_checkpoint
 from tests.policies.conftest import (
     CLASSES,
@@ -285,7 +287,7 @@ def test_a_policy_without_token_statistics_is_refused(kind):
     ],
 )
 def test_settings_of_the_replaced_resnet_are_refused(kind, field, value):
-    with pytest.raises(ValueError, match=field):
+    with pytest.raises(InvalidSettingError, match=field):
         make_config(kind, **{field: value})
 
 
@@ -296,7 +298,7 @@ def test_normalised_images_are_refused(kind):
         "STATE": NormalizationMode.MEAN_STD,
         "ACTION": NormalizationMode.MEAN_STD,
     }
-    with pytest.raises(ValueError, match="IDENTITY"):
+    with pytest.raises(InvalidSettingError, match="IDENTITY"):
         make_config(kind, normalization_mapping=modes)
 
 
@@ -310,8 +312,33 @@ def test_normalised_images_are_refused(kind):
     ],
 )
 def test_unknown_choices_list_the_known_ones(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InvalidSettingError, match=message):
         make_config("theia_diffusion", **changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "message"),
+    [
+        (
+            "theia_act",
+            ["--policy.vision_backbone=resnet34"],
+            "vision_backbone='resnet34' concerns the ResNet",
+        ),
+        (
+            "theia_diffusion",
+            ["--policy.features=cache"],
+            "features='cache'; choose one of auto, cached, online",
+        ),
+        ("theia_diffusion", ["--policy.token_dropout=-0.1"], "token_dropout=-0.1 must be a probability"),
+        ("theia_act", ["--policy.n_action_steps=50", "--policy.chunk_size=10"], "n_action_steps"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(kind, flags, message):
+    """As `lerobot-train` parses it: of a ValueError, nothing would be shown."""
+    arguments = ["--dataset.repo_id=a/b", f"--policy.type={kind}", "--policy.push_to_hub=false", *flags]
+    with pytest.raises(draccus.utils.DecodingError) as error:
+        draccus.parse(TrainPipelineConfig, args=arguments)
+    assert message in str(error.value)
 
 
 def test_a_pool_that_does_not_tile_the_grid_is_refused():

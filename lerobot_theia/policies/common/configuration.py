@@ -1,8 +1,11 @@
 """Checks both configs make."""
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 
+from draccus.utils import ParsingError
 from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
 
 from lerobot_theia.encoder.names import IMAGE_SIZE, PATCH_SIZE
@@ -20,6 +23,22 @@ RGB_BACKBONE_FIELDS = (
     "use_group_norm",
 )
 """Settings of the ResNet that Theia replaces."""
+
+
+class InvalidSettingError(ParsingError):
+    """A setting of a policy that cannot be; the message names it and the way out.
+
+    No ValueError: of those that a config raises, `lerobot-train` shows no word.
+    """
+
+
+@contextlib.contextmanager
+def said_on_the_command_line() -> Iterator[None]:
+    """Raises InvalidSettingError for ValueErrors of checks, LeRobot's own included."""
+    try:
+        yield
+    except ValueError as error:
+        raise InvalidSettingError(str(error)) from error
 
 
 def check_backbone_settings(config: PreTrainedConfig, parent: type[PreTrainedConfig]) -> None:

@@ -12,6 +12,7 @@ from lerobot_theia.policies.common.configuration import (
     check_backbone_settings,
     check_inputs,
     identity_for_images,
+    said_on_the_command_line,
 )
 
 
@@ -38,9 +39,10 @@ class TheiaACTConfig(FeatureSettings, AugmentSettings, ACTConfig):
     compile_mode: str = "reduce-overhead"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_backbone_settings(self, ACTConfig)
-        check_augmentation(self, self.token_pool)
+        with said_on_the_command_line():
+            super().__post_init__()
+            check_backbone_settings(self, ACTConfig)
+            check_augmentation(self, self.token_pool)
 
     def validate_features(self) -> None:
         check_inputs(self)

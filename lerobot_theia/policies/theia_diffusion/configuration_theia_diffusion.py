@@ -12,6 +12,7 @@ from lerobot_theia.policies.common.configuration import (
     check_backbone_settings,
     check_inputs,
     identity_for_images,
+    said_on_the_command_line,
 )
 
 TOKEN_HEADS = ("spatial_softmax", "compression", "attention", "flatten", "mean")
@@ -42,11 +43,12 @@ class TheiaDiffusionConfig(FeatureSettings, AugmentSettings, DiffusionConfig):
     token_head_dim: int = 256
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_backbone_settings(self, DiffusionConfig)
-        check_augmentation(self, self.token_pool)
-        if self.token_head not in TOKEN_HEADS:
-            raise ValueError(f"token_head={self.token_head!r}; choose one of {', '.join(TOKEN_HEADS)}")
+        with said_on_the_command_line():
+            super().__post_init__()
+            check_backbone_settings(self, DiffusionConfig)
+            check_augmentation(self, self.token_pool)
+            if self.token_head not in TOKEN_HEADS:
+                raise ValueError(f"token_head={self.token_head!r}; choose one of {', '.join(TOKEN_HEADS)}")
 
     def validate_features(self) -> None:
         check_inputs(self)
