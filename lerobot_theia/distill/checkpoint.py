@@ -28,7 +28,7 @@ STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 FOLDER = "checkpoints"
 KEPT = 2
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Position:
         run: what must be the same when it goes on: teachers, student, corpus, order of images.
         history: each session that took a step: `from_step`, and under which settings, licences and code, by which
             command.
+        first: the validation score before the first step, as JSON.
     """
 
     step: int
@@ -49,6 +50,7 @@ class Position:
     sessions: int
     run: dict[str, Any]
     history: tuple[dict[str, Any], ...] = ()
+    first: dict[str, Any] | None = None
 
 
 def checkpoint_folder(output_dir: Path, step: int) -> Path:
@@ -70,6 +72,7 @@ def save_checkpoint(
         "sessions": position.sessions,
         "run": position.run,
         "history": list(position.history),
+        "first": position.first,
         "sha256": files,
     }
     publish(folder / STATE_FILE, [json.dumps(state, indent=2).encode() + b"\n"])
@@ -97,7 +100,7 @@ def newest_position(output_dir: Path) -> tuple[Path, Position] | None:
                 )
             if all(sha256_of_file(folder / name) == digest for name, digest in state["sha256"].items()):
                 position = Position(state["step"], state["seconds"], state["sessions"], state["run"])
-                return folder, replace(position, history=tuple(state["history"]))
+                return folder, replace(position, history=tuple(state["history"]), first=state["first"])
         damaged.append(folder)
     if damaged:
         raise DistillError(

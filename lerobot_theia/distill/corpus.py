@@ -1,6 +1,6 @@
 """All packed sources as one stream of images: who is in it, who was left out, and which image comes when."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,17 @@ def evenly(indices: Sequence[int] | np.ndarray, number: int) -> list[int]:
     if len(indices) <= number:
         return [int(index) for index in indices]
     return [int(indices[at]) for at in np.linspace(0, len(indices) - 1, number).round().astype(int)]
+
+
+def check_splits(found: Collection[str], sources: Sequence[str]) -> None:
+    """Raise unless there are images to train with, and others to validate with."""
+    for split, remedy in ((TRAIN, "lower"), (VALIDATION, "raise")):
+        if split not in found:
+            raise DistillError(
+                f"no image is in the {split} split of {list(sources)}: {remedy} `validation` of a source that has two or more "
+                "episodes, videos or shards (one alone is never divided), add such a source, or name the split in a folder's "
+                "manifest"
+            )
 
 
 @dataclass(frozen=True)
@@ -59,13 +70,9 @@ class Corpus:
         total = int(self._starts[-1]) + sum(len(source.skipped) for source in sources)
         check_skipped("corpus", self.skipped, total, allow_skipped, sources[0].path.parent / SKIPPED_FILE)
         self.indices = {split: self._indices(split, duplicate_rows) for split in SPLITS}
-        for split, remedy in ((TRAIN, "lower"), (VALIDATION, "raise")):
-            if not len(self.indices[split]):
-                raise DistillError(
-                    f"no image is in the {split} split of {[source.name for source in sources]}: {remedy} `validation` of a "
-                    "source that has two or more episodes, videos or shards (one alone is never divided), add such a source, "
-                    "or name the split in a folder's manifest"
-                )
+        check_splits(
+            {split for split in SPLITS if len(self.indices[split])}, [source.name for source in sources]
+        )
         times = {source.name: (repeat or {}).get(source.name, 1) for source in sources}
         self.epoch = np.concatenate(
             [

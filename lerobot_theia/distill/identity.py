@@ -1,5 +1,6 @@
 """What must be the same in all sessions of a run, and what to say when it is not."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from lerobot_theia.distill.checkpoint import Position
 from lerobot_theia.distill.corpus import Corpus
 from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.hashing import digest_of
-from lerobot_theia.distill.settings import DistillSettings
+from lerobot_theia.distill.settings import DistillSettings, plain_values
 from lerobot_theia.distill.student import Beginning
 from lerobot_theia.distill.teachers.interface import Teacher
 
@@ -36,40 +37,76 @@ def run_identity(
             "train_blocks": settings.training.train_blocks,
             "init_weights_sha256": beginning.init_sha256,
         },
+        "image_size": settings.corpus.image_size,
         "batch_size": settings.training.batch_size,
         "seed": settings.training.seed,
     }
     if corpus is not None:
-        run["corpus"] = corpus.content_sha256
+        run["corpus"] = {source.name: source.content_sha256 for source in corpus.sources}
         run["training_images"] = digest_of([int(index) for index in corpus.epoch])
     return run
 
 
-def check_resumed(resumed: tuple[Path, Position] | None, run: Mapping[str, Any]) -> None:
+def check_resumed(
+    resumed: tuple[Path, Position] | None, run: Mapping[str, Any], settings: DistillSettings
+) -> None:
     """Raise if there is a checkpoint to resume, and it is of another run."""
-    if resumed is not None:
-        folder, position = resumed
-        check_same_run(folder, position.run, run)
-
-
-def check_same_run(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise unless a checkpoint is of the run that is configured."""
-    for name, value in wanted.items():
-        before = found.get(name)
+    if resumed is None:
+        return
+    folder, position = resumed
+    for name, value in run.items():
+        before = position.run.get(name)
         if before == value:
             continue
-        if name == "teachers" and isinstance(before, dict) and isinstance(value, dict):
+        if name == "teachers":
             raise DistillError(
-                f"checkpoint {folder} was made with the teachers {sorted(before)}, configured are {sorted(value)}"
-                f"{_differing(before, value)}: resume with its teachers, or begin anew in another output_dir, with "
+                f"checkpoint {folder} was made with the teachers {sorted(before or ())}, configured are {sorted(value)}"
+                f"{_in_another_form(before or {}, value)}: resume with its teachers, or begin anew in another output_dir, with "
                 f"student.init={folder}"
             )
+        if name in ("corpus", "training_images"):
+            raise DistillError(_another_corpus(folder, position, before, value, settings))
         raise DistillError(
             f"checkpoint {folder} was made with {name}={before}, configured is {value}: resume with the settings it was "
             "begun with, or begin anew in another output_dir"
         )
 
 
-def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    names = [name for name in sorted(before.keys() & now.keys()) if before[name] != now[name]]
+def _in_another_form(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    names = _different({name: before[name] for name in before.keys() & now.keys()}, now)
     return f" (in another form: {', '.join(names)})" if names else ""
+
+
+def _another_corpus(
+    folder: Path, position: Position, before: Any, now: Any, settings: DistillSettings
+) -> str:
+    """Which settings differ; where none does, whose images do."""
+    then = _flat(position.history[-1]["settings"]["corpus"], "corpus.")
+    today = _flat(json.loads(json.dumps(plain_values(settings)["corpus"])), "corpus.")
+    changes = [
+        f"{name}={today.get(name, '(left out)')} (was {then.get(name, 'not given')})"
+        for name in sorted(then.keys() | today.keys())
+        if then.get(name) != today.get(name)
+    ]
+    if changes:
+        return (
+            f"checkpoint {folder} was made from another corpus: {', '.join(changes)}. Resume with the settings it was begun with, "
+            "or begin anew in another output_dir"
+        )
+    sources = f"source {', '.join(_different(before, now))}" if isinstance(now, Mapping) else "its sources"
+    return (
+        f"the images of {sources} are not those that checkpoint {folder} was made from: put them back as they were, or begin anew "
+        f"in another output_dir, with student.init={folder}"
+    )
+
+
+def _different(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [name for name in sorted(before) if before[name] != now.get(name)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Dotted names to values."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found

@@ -11,6 +11,7 @@ from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.features import StoredFeatures, check_features
 from lerobot_theia.distill.loss import Standard
 from lerobot_theia.distill.pack import PackedSource
+from lerobot_theia.distill.sources.interface import Source
 from lerobot_theia.distill.teachers.interface import Teacher
 
 
@@ -30,7 +31,7 @@ class Lesson:
     standard: Standard
 
 
-def teaches(teacher: Teacher, source: PackedSource) -> bool:
+def teaches(teacher: Teacher, source: Source | PackedSource) -> bool:
     return teacher.needs <= source.columns.keys()
 
 
@@ -140,17 +141,17 @@ def sampled_standard(
     return Standard(mean.float(), (square / count - mean.square()).clamp_min(0).sqrt().float())
 
 
-def check_coverage(corpus: Corpus, teachers: Sequence[Teacher]) -> None:
+def check_coverage(sources: Sequence[Source], teachers: Sequence[Teacher]) -> None:
     """Raise for a teacher without images, and for images without a teacher."""
     if not teachers:
         raise DistillError("no teacher is configured: choose some with `teachers=...`")
     for teacher in teachers:
-        if not any(teaches(teacher, source) for source in corpus.sources):
+        if not any(teaches(teacher, source) for source in sources):
             raise DistillError(
                 f"teacher {teacher.name} needs {sorted(teacher.needs)}, which no source has: leave the teacher out, or "
                 "add a source of its simulator"
             )
-    for source in corpus.sources:
+    for source in sources:
         if not any(teaches(teacher, source) for teacher in teachers):
             raise DistillError(
                 f"source {source.name!r} has no teacher: it has {sorted(source.columns) or 'images only'}, the "

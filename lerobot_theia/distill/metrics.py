@@ -52,6 +52,8 @@ class MetricsLog:
                     line = json.loads(text)
                 except ValueError:
                     break  # cut off in the middle of a line
+                if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+                    break  # not what was written
                 if line["step"] <= step and step > 0:
                     self.lines.append(line)
         if write:

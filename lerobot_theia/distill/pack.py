@@ -174,7 +174,7 @@ def check_items(name: str, items: Sequence[Item]) -> None:
     for item in items:
         if item.id in seen:
             raise DistillError(
-                f"source {name!r} lists {item.id!r} twice: each image must be listed once; remove one of the lines"
+                f"source {name!r} lists {item.id!r} twice: each image needs an id of its own; leave one out, or give one another name"
             )
         seen.add(item.id)
 

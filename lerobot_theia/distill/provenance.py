@@ -120,10 +120,19 @@ def corpus_manifest(corpus: Corpus, licenses: Mapping[str, str]) -> dict[str, An
         "content_sha256": corpus.content_sha256,
         "images": {split: len(corpus.indices[split]) for split in SPLITS},
         "images_per_epoch": len(corpus.epoch),
-        "evaluation_seeds": f"{FIRST_EVALUATION_SEED} and up; no source used one",
+        "evaluation_seeds": evaluation_seeds(corpus),
         "sources": [source_manifest(source, licenses[f"source {source.name}"]) for source in corpus.sources],
         "skipped": [asdict(skipped) for skipped in corpus.skipped],
     }
+
+
+def evaluation_seeds(corpus: Corpus) -> str:
+    """What is known of them: sources that are simulators refuse them, others bring what they bring."""
+    others = [source.name for source in corpus.sources if "environment_seeds" not in source.origin]
+    known = (
+        "no source used one" if not others else f"not known of {', '.join(others)}; no other source used one"
+    )
+    return f"{FIRST_EVALUATION_SEED} and up; {known}"
 
 
 def source_manifest(source: PackedSource, license: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """From settings to a student: corpus, teachers, training, result."""
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ from accelerate import Accelerator
 
 from lerobot_theia.cache.root import resolve_cache_root
 from lerobot_theia.distill.checkpoint import Position, newest_position, whole_checkpoints
-from lerobot_theia.distill.corpus import Corpus
+from lerobot_theia.distill.corpus import Corpus, check_splits
 from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.features import Sharing, StoredFeatures, extract
 from lerobot_theia.distill.frames import TRAIN, VALIDATION
@@ -22,14 +23,17 @@ from lerobot_theia.distill.layout import (
 from lerobot_theia.distill.lessons import Lesson, check_coverage, sampled_standard, teaches
 from lerobot_theia.distill.licenses import strictest, student_license
 from lerobot_theia.distill.loss import Standard
-from lerobot_theia.distill.pack import PackedSource, PackSettings, pack
+from lerobot_theia.distill.pack import PackedSource, PackSettings, check_items, pack
+from lerobot_theia.distill.place import alone_in
 from lerobot_theia.distill.provenance import session
 from lerobot_theia.distill.result import write_result
 from lerobot_theia.distill.settings import DistillSettings, make_source, make_teacher
+from lerobot_theia.distill.sources.interface import Source
 from lerobot_theia.distill.student import Beginning, make_student
 from lerobot_theia.distill.teachers.interface import Teacher
 from lerobot_theia.distill.training import Training, make_accelerator
 from lerobot_theia.distill.watcher import Watcher
+from lerobot_theia.encoder.translator import check_teachers
 
 RESULT = "student"
 Progress = Callable[[str, int, int], None]
@@ -55,7 +59,24 @@ def distill(
     Raises:
         DistillError: naming the item and the remedy; `resume=true` goes on where the run stopped.
     """
-    watcher = watcher or Watcher()
+    watcher, processes = watcher or Watcher(), int(os.environ.get("WORLD_SIZE", "1"))
+    if settings.training.batch_size % processes:
+        raise DistillError(
+            f"training.batch_size is {settings.training.batch_size}, which {processes} processes cannot share out evenly"
+        )
+    first = os.environ.get("RANK", "0") == "0"  # both set by `accelerate launch`
+    writes = first and settings.until is None
+    with alone_in(settings.output_dir) if writes else contextlib.nullcontext():
+        return _distill(settings, watcher, progress, command, processes)
+
+
+def _distill(
+    settings: DistillSettings,
+    watcher: Watcher,
+    progress: Progress | None,
+    command: Sequence[str],
+    processes: int,
+) -> Path | None:
     output_dir = settings.output_dir
     begun = bool(whole_checkpoints(output_dir))
     if begun and not settings.resume and settings.until is None:
@@ -68,13 +89,14 @@ def distill(
     resumed = newest_position(output_dir) if settings.resume and settings.until is None else None
     beginning = begin(settings, teachers, resumed) if settings.until is None else None
     root = resolve_cache_root(settings.cache_root) / "distill"
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # set by `accelerate launch`
-    corpus = pack_corpus(settings, root, progress, watcher, retry=alone and not begun)
+    sources = make_sources(settings)
+    if settings.until != "corpus":
+        check_coverage(sources, teachers)
+    corpus = pack_corpus(settings, sources, root, progress, watcher, retry=processes == 1 and not begun)
     if settings.until == "corpus":
         return None
-    check_coverage(corpus, teachers)
     if beginning is not None:
-        check_resumed(resumed, run_identity(settings, teachers, beginning, corpus))
+        check_resumed(resumed, run_identity(settings, teachers, beginning, corpus), settings)
     partial = any(not teaches(teacher, source) for teacher in teachers for source in corpus.sources)
     accelerator = make_accelerator(settings.device, partial)
     stored = extract_features(settings, root, corpus, taught, accelerator, progress)
@@ -136,16 +158,31 @@ def begin(
                 "or leave train_blocks out"
             )
         beginning.student.train_last(settings.training.train_blocks)
-    check_resumed(resumed, run_identity(settings, teachers, beginning))
+    check_resumed(resumed, run_identity(settings, teachers, beginning), settings)
     return beginning
 
 
-def pack_corpus(
-    settings: DistillSettings, root: Path, progress: Progress | None, watcher: Watcher, *, retry: bool
-) -> Corpus:
+def make_sources(settings: DistillSettings) -> list[Source]:
+    """Sources whose images can make a corpus, as far as is known before one is read."""
     if not settings.corpus.sources:
         raise DistillError("the corpus has no source: choose one with `corpus=...`")
     sources = [make_source(name, values) for name, values in settings.corpus.sources.items()]
+    items = {source.name: source.items() for source in sources}
+    for name, each in items.items():
+        check_items(name, each)
+    check_splits({item.split for each in items.values() for item in each}, list(items))
+    return sources
+
+
+def pack_corpus(
+    settings: DistillSettings,
+    sources: Sequence[Source],
+    root: Path,
+    progress: Progress | None,
+    watcher: Watcher,
+    *,
+    retry: bool,
+) -> Corpus:
     pack_settings = PackSettings(
         root=root / "frames", image_size=settings.corpus.image_size, verify=settings.verify, retry=retry
     )
@@ -232,6 +269,12 @@ def check_names(teachers: Sequence[Teacher]) -> None:
             raise DistillError(
                 f"two teachers are called {name!r}: give one of them another `name`, since it names a head of the student"
             )
+    try:
+        check_teachers(names)
+    except ValueError as error:
+        raise DistillError(
+            f"{error}. Give it another `name`, since that names a head of the student"
+        ) from error
 
 
 def describe(

@@ -27,14 +27,6 @@ class LearningRate:
     start: float = 0.01
     final: float = 0.0
 
-    def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise DistillError(f"schedule is {self.schedule!r}, must be one of {', '.join(SCHEDULES)}")
-        if not self.peak > 0 or not 0 <= self.warmup < 1:
-            raise DistillError(
-                f"learning_rate {self.peak} must be above 0, warmup {self.warmup} from 0 up to 1"
-            )
-
     def at(self, step: int) -> float:
         warmup_steps = self.warmup * self.steps
         if step < warmup_steps:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -140,6 +141,8 @@ def _plain(value: Any) -> Any:
 def build(kind: Callable[..., Any], values: Values, where: str) -> Any:
     """An instance of a settings dataclass; every value must be of a field and of its type."""
     prefix = f"{where}." if where else ""
+    if not isinstance(values, Mapping):
+        raise DistillError(f"{where} is {values!r}, expected settings by name, such as {{{_names(kind)}}}")
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
     for name, value in values.items():
@@ -158,6 +161,11 @@ def build(kind: Callable[..., Any], values: Values, where: str) -> Any:
 
 def make_source(name: str, values: Values) -> Source:
     """A source from its settings."""
+    called = values.get("name", name)
+    if not re.fullmatch(r"\w[\w.-]*", str(called)):
+        raise DistillError(
+            f"corpus.sources names a source {called!r}: letters, digits, `_`, `-` and `.` make a name, since it names a folder"
+        )
     values, where = dict(values), f"corpus.sources.{name}"
     kind = _class("sources", _SOURCES, values.pop("type", None), where)
     return build(kind, {"name": name, **values}, where)
@@ -232,6 +240,11 @@ def _converted(value: Any, hint: Any) -> Any:
     if isinstance(value, str) and Path in options:
         return Path(value).expanduser()
     return value
+
+
+def _names(kind: Any) -> str:
+    """`size: ..., share: ...`"""
+    return ", ".join(f"{f.name}: ..." for f in dataclasses.fields(kind) if f.init)
 
 
 def _words(hint: Any) -> str:

@@ -41,6 +41,8 @@ class StudentSettings:
             raise DistillError(
                 f"student.hidden_size is {self.hidden_size}, must be a multiple of {HEAD_DIM}: one attention head"
             )
+        if self.num_layers is not None and self.num_layers < 1:
+            raise DistillError(f"student.num_layers is {self.num_layers}, must be at least 1")
         if self.init is not None and (self.hidden_size or self.num_layers):
             raise DistillError(
                 f"student.hidden_size and num_layers are those of student.init={self.init!r}; leave them out"

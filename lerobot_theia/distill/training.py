@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -24,10 +24,9 @@ from lerobot_theia.distill.checkpoint import (
 from lerobot_theia.distill.corpus import Corpus, Order, evenly
 from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.frames import VALIDATION
-from lerobot_theia.distill.identity import check_same_run
 from lerobot_theia.distill.lessons import Batch, Lesson, read_batch, targets
 from lerobot_theia.distill.loss import batch_loss, teacher_loss
-from lerobot_theia.distill.metrics import METRICS_FILE, MetricsLog, Tally
+from lerobot_theia.distill.metrics import METRICS_FILE, MetricsLog, Tally, score_of
 from lerobot_theia.distill.optimizer import make_optimizer
 from lerobot_theia.distill.pictures import draw_pictures
 from lerobot_theia.distill.schedule import LearningRate, Resolution
@@ -75,11 +74,6 @@ class Training:
         self.settings, self.corpus, self.lessons = settings, corpus, list(lessons)
         self.output_dir, self.accelerator, self.watcher = output_dir, accelerator, watcher
         self.run, self.session = dict(run), dict(session)
-        if settings.batch_size % accelerator.num_processes:
-            raise DistillError(
-                f"training.batch_size {settings.batch_size} cannot be shared out evenly among "
-                f"{accelerator.num_processes} processes"
-            )
         self.order = Order(corpus.epoch, settings.batch_size, settings.seed)
         self.steps = settings.total_steps(self.order.steps_per_epoch)
         self.resolution = Resolution(settings.stages, self.steps)
@@ -95,10 +89,15 @@ class Training:
         self.first: Score | None = None
 
     def resume(self, folder: Path, position: Position) -> None:
-        """Go on from a checkpoint. Raises DistillError if it is of another run."""
-        check_same_run(folder, position.run, self.run)
+        """Go on from a checkpoint of this run. Raises DistillError if that has more steps than are wanted."""
+        if position.step > self.steps:
+            raise DistillError(
+                f"{folder} has {position.step} steps; wanted are {self.steps}: raise training.steps (or epochs), or begin anew in "
+                "another output_dir"
+            )
         load_checkpoint(folder, self.student, self.optimizer)
         self.position = position
+        self.first = None if position.first is None else score_of(position.first)
 
     @property
     def history(self) -> tuple[dict[str, Any], ...]:
@@ -120,8 +119,8 @@ class Training:
         last = None
         if step == 0:
             last = self.first = self.score(0, log)
-        else:
-            self.first = log.score_of(0)
+        assert self.first is not None
+        first = cast(dict[str, Any], self.first.to_json())
         tally, tally_began = Tally(), time.perf_counter()
         with closing(read_ahead(self.read, range(step, self.steps))) as batches:
             for batch in batches:
@@ -143,7 +142,7 @@ class Training:
                     last = self.score(step, log)
                 if checkpoint:
                     spent = earlier + time.perf_counter() - began
-                    self.position = Position(step, spent, sessions, self.run, history)
+                    self.position = Position(step, spent, sessions, self.run, history, first)
                     if main:
                         save_checkpoint(self.output_dir, self.student, self.optimizer, self.position)
                     self.accelerator.wait_for_everyone()
@@ -157,7 +156,7 @@ class Training:
             seconds=self.position.seconds,
             sessions=self.position.sessions,
             history=history,
-            first=self.first or last,
+            first=self.first,
             last=last,
         )
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from lerobot_theia.distill.errors import DistillError
-from lerobot_theia.distill.schedule import Stage
+from lerobot_theia.distill.schedule import SCHEDULES, Stage
 from lerobot_theia.encoder.names import IMAGE_SIZE
 
 
@@ -72,6 +72,16 @@ class TrainingSettings:
             raise DistillError(f"training.betas are {list(self.betas)}, must be from 0 up to 1")
         if not self.stages:
             raise DistillError("training.stages is empty: give at least one, `[{size: 224, share: 1}]`")
+        if self.schedule not in SCHEDULES:
+            raise DistillError(
+                f"training.schedule is {self.schedule!r}, must be one of {', '.join(SCHEDULES)}"
+            )
+        if not 0 <= self.warmup < 1:
+            raise DistillError(
+                f"training.warmup is {self.warmup}, must be a share of the steps, from 0 up to 1"
+            )
+        if self.seed < 0:
+            raise DistillError(f"training.seed is {self.seed}, must be at least 0")
         if not 0 <= self.recolour < 1:
             raise DistillError(f"training.recolour is {self.recolour}, must be from 0 up to 1")
 

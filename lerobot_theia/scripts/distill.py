@@ -2,9 +2,11 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import hydra
@@ -152,6 +154,11 @@ def run(config: DictConfig) -> None:
             raise
         logging.getLogger(__name__).debug("details", exc_info=True)
         sys.exit(f"lerobot-theia-distill: {error}")
+    except SystemExit:
+        tqdm.write(
+            "stopped; what is packed, extracted and in checkpoints is kept: the same command with resume=true goes on"
+        )
+        raise
     except torch.OutOfMemoryError as error:
         sys.exit(
             "lerobot-theia-distill: the device is full; halve training.batch_size (and its learning rate), or "
@@ -163,7 +170,15 @@ def run(config: DictConfig) -> None:
             show.close()
 
 
+def stop(number: int, frame: FrameType | None) -> None:
+    """End in order. A second signal ends at once."""
+    signal.signal(number, signal.SIG_DFL)
+    raise SystemExit(128 + number)
+
+
 def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     run()
 
 

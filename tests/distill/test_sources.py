@@ -62,7 +62,7 @@ def test_a_manifest_needs_its_columns(picture_folder: Path) -> None:
     (picture_folder / "manifest.csv").write_text("file,split\nx.png,train\n")
     with pytest.raises(DistillError, match="has no column path"):
         FolderSource(name="p", path=picture_folder, license="cc0-1.0").items()
-    with pytest.raises(DistillError, match="cannot read the manifest"):
+    with pytest.raises(DistillError, match=r"there is no manifest .*its first line `path,split`"):
         FolderSource(name="p", path=picture_folder, manifest="none.csv", license="cc0-1.0").items()
 
 
@@ -155,6 +155,19 @@ def test_no_image_of_a_shard_is_left_out_in_silence(tmp_path: Path) -> None:
     assert ids(extensions=("rgb.png",), ignore=("mask.png",)) == ["a.tar/000", "a.tar/001", "a.tar/002"]
 
 
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_links_in_a_shard_are_refused(kind: bytes, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, link in (("0.png", ""), ("1.png", "0.png")):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = (kind, link) if link else (tarfile.REGTYPE, "")
+            entry.size = 0 if link else len(png(0))
+            tar.addfile(entry, None if link else io.BytesIO(png(0)))
+    source = WebdatasetSource(name="w", train=f"{tmp_path}/a.tar", validation=0.0, license="mit")
+    with pytest.raises(DistillError, match=r"1.png in .*a.tar is a link to '0.png' .* --hard-dereference"):
+        source.items()
+
+
 def test_shards_of_one_name_in_several_folders(tmp_path: Path) -> None:
     for number, folder in enumerate(("p", "q")):
         (tmp_path / folder).mkdir()
@@ -226,6 +239,21 @@ def write_video(
             picture = np.full((48, 64, 3), 10 * i, dtype=np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
+
+
+def test_no_video_of_a_folder_is_left_out_in_silence(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.m4v", "c.MP4", "d.mpg"):
+        write_video(tmp_path / "videos.mp4", 20)
+        (tmp_path / "all").mkdir(exist_ok=True)
+        (tmp_path / "videos.mp4").rename(tmp_path / "all" / name)
+    (tmp_path / "all" / "notes.txt").write_text("")
+    source = VideoSource(name="v", path=tmp_path / "all", license="cc-by-4.0")
+    assert [item.id for item in source.items() if item.id.endswith("@000000")] == [
+        "a.mp4@000000", "b.m4v@000000", "c.MP4@000000", "d.mpg@000000",
+    ]  # fmt: skip
+    (tmp_path / "all" / "more").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(DistillError, match=r"all/more is a link to a folder, which is not followed"):
+        VideoSource(name="v", path=tmp_path / "all", license="cc-by-4.0").items()
 
 
 def test_videos_are_subsampled(tmp_path: Path) -> None:

@@ -113,7 +113,9 @@ def test_identity_is_that_of_weights_and_pixels_not_of_names(
     assert first.origin["model"] == "tiny-vit" and list(first.origin["files"]) == ["model.safetensors"]
 
 
-@pytest.mark.parametrize("change", ["pickled", "processor", "license", "missing", "kind", "cut off", "size"])
+@pytest.mark.parametrize(
+    "change", ["pickled", "processor", "license", "missing", "kind", "cut off", "size", "config"]
+)
 def test_what_is_refused(change: str, tmp_path: Path) -> None:
     folder = write_teacher(tmp_path / "teacher", "vit")
     message = {
@@ -123,6 +125,7 @@ def test_what_is_refused(change: str, tmp_path: Path) -> None:
         "missing": "tensors are missing or of another shape",
         "kind": "is a 'resnet'; teachers can be clip, dinov2",
         "cut off": "teacher .*/teacher' cannot be loaded from .*teacher: ",
+        "config": r"teacher .*/teacher': .*config.json cannot be read",
         "size": r"teacher .*/teacher' does not take images of 96x96, which its preprocessor_config.json names",
     }[change]
     if change == "pickled":
@@ -131,6 +134,8 @@ def test_what_is_refused(change: str, tmp_path: Path) -> None:
         (folder / "preprocessor_config.json").unlink()
     elif change == "license":
         drop_license(folder)
+    elif change == "config":
+        (folder / "config.json").write_text("{")
     elif change == "cut off":
         weights = folder / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-100])
@@ -150,6 +155,53 @@ def test_a_licence_of_settings_does_not_hide_that_of_the_model_card(tmp_path: Pa
     folder = write_teacher(tmp_path / "teacher", "vit", license="cc-by-nc-4.0")
     license = VisionTeacher(model=str(folder), license="apache-2.0").license
     assert license.startswith("cc-by-nc-4.0 (") and commercial_use(license) == "forbidden"
+
+
+@pytest.mark.parametrize(
+    ("lines", "license", "verdict"),
+    [
+        (
+            "license: other\nlicense_name: foo-non-commercial\nlicense_link: LICENSE",
+            "other: foo-non-commercial, LICENSE",
+            "forbidden",
+        ),
+        ("license: other", "other", "unclear"),
+        ("license: [mit, apache-2.0]", "mit and apache-2.0", "unclear"),
+    ],
+)
+def test_a_card_may_state_a_licence_that_is_not_on_the_hubs_list(
+    lines: str, license: str, verdict: str, tmp_path: Path
+) -> None:
+    folder = write_teacher(tmp_path / "teacher", "vit")
+    (folder / "README.md").write_text(f"---\n{lines}\n---\n")
+    teacher = VisionTeacher(model=str(folder))
+    assert teacher.license == license and commercial_use(license) == verdict
+
+
+def test_a_card_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    folder = write_teacher(tmp_path / "teacher", "vit")
+    (folder / "README.md").write_text("---\nlicense: [mit\n---\n")
+    with pytest.raises(DistillError, match=r"README.md cannot be read .* mend the lines between its `---`"):
+        VisionTeacher(model=str(folder))
+
+
+def test_a_folder_in_ones_home_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_teacher(tmp_path / "teacher", "vit")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    teacher = VisionTeacher(model="~/teacher")
+    assert teacher.name == teacher.origin["model"] == "teacher" and teacher.origin["revision"] is None
+
+
+def test_a_processor_that_does_not_normalise(tmp_path: Path) -> None:
+    folder = write_teacher(tmp_path / "teacher", "vit")
+    processor = folder / "preprocessor_config.json"
+    values = json.loads(processor.read_text())
+    processor.write_text(json.dumps(values | {"do_normalize": False}))
+    pixels = VisionTeacher(model=str(folder)).pixels
+    assert (pixels.mean, pixels.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    processor.write_text(json.dumps(values | {"do_rescale": False}))
+    with pytest.raises(DistillError, match="do_rescale=false"):
+        VisionTeacher(model=str(folder))
 
 
 def test_no_code_of_a_repository_runs(tmp_path: Path) -> None:

@@ -3,18 +3,21 @@
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from lerobot_theia.distill import training
 from lerobot_theia.distill.checkpoint import whole_checkpoints
 from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.layout import read_statistics
+from lerobot_theia.distill.place import alone_in
 from lerobot_theia.distill.training import Training
 from lerobot_theia.distill.validate import Score
 from lerobot_theia.encoder import TheiaEncoder, weights_sha256
@@ -248,8 +251,14 @@ def test_only_damaged_checkpoints_are_an_error(run: Run) -> None:
         ),
         ({"teachers.pusht.resolution": 32}, r"in another form: simulator/pusht"),
         ({"student.num_layers": 3}, "made with student="),
-        ({"corpus.sources.pusht.images": 61}, "made with corpus="),
-        ({"corpus.sources.pusht.validation": 0.4}, "made with training_images="),
+        ({"corpus.sources.pusht.images": 61}, r"another corpus: corpus.sources.pusht.images=61 \(was 60\)"),
+        (
+            {"corpus.sources.pusht.validation": 0.4},
+            r"another corpus: corpus.sources.pusht.validation=0.4 \(was 0.2\)",
+        ),
+        ({"corpus.repeat": {"pusht": 2}}, r"another corpus: corpus.repeat.pusht=2 \(was not given\)"),
+        ({"corpus.image_size": 64}, "made with image_size=224, configured is 64"),
+        ({"training.steps": 3}, r"00000004 has 4 steps; wanted are 3: raise training.steps"),
         ({"training.seed": 5}, "made with seed=0, configured is 5"),
         ({"teachers.pusht.weight": 5.0}, r"made with teacher_weights=.*1.0.*, configured is .*5.0"),
     ],
@@ -344,6 +353,10 @@ def test_damaged_statistics_are_named_and_made_again(run: Run) -> None:
         ({"corpus.sources": {}}, "the corpus has no source"),
         ({"teachers": {"m": {"type": "mujoco"}}}, "needs .*mujoco.*which no source has"),
         ({"teachers.twin": {"type": "pusht"}}, "two teachers are called 'simulator/pusht'"),
+        (
+            {"teachers": {"a": {"type": "pusht", "name": "a.b"}, "b": {"type": "pusht", "name": "a_b"}}},
+            "cannot be called 'a_b'.* Give it another `name`",
+        ),
         ({"training.epochs": 1}, "training.steps is 4, training.epochs 1: give one"),
         ({"training.steps": 0}, "training.steps is 0, must be above 0"),
         ({"training.batch_size": 2.5}, "training.batch_size is 2.5, expected int"),
@@ -357,6 +370,18 @@ def test_damaged_statistics_are_named_and_made_again(run: Run) -> None:
         ({"training.learning_rate": 0.0}, "training.learning_rate is 0.0, must be above 0"),
         ({"training.validation_images": 0}, "training.validation_images is 0, must be above 0"),
         ({"training.pictures": -1}, "training.pictures is -1, must be at least 0"),
+        ({"training.schedule": "cosin"}, "training.schedule is 'cosin', must be one of constant, cosine"),
+        ({"training.warmup": 1.5}, "training.warmup is 1.5, must be a share of the steps"),
+        ({"training.seed": -1}, "training.seed is -1, must be at least 0"),
+        (
+            {"training.stages": [64]},
+            r"training.stages is 64, expected settings by name, .*size: \.\.\., share",
+        ),
+        ({"student.num_layers": 0}, "student.num_layers is 0, must be at least 1"),
+        ({"teachers.pusht.resolution": 0}, "resolution 0 must be a multiple of grid 16"),
+        ({"corpus.sources.pusht.random_goals": 2.0}, "random_goals is 2.0, must be a share from 0 to 1"),
+        ({"corpus.sources.pusht.seed": -1}, "pusht: seed is -1, must be at least 0"),
+        ({"corpus.sources.pusht.name": "../evil"}, r"a source '\.\./evil': letters, digits"),
         ({"training.betas": [0.9, 1.0]}, "training.betas are .*, must be from 0 up to 1"),
         ({"feature_batch_size": 0}, "feature_batch_size is 0, must be at least 1"),
         ({"corpus.allow_skipped": -1.0}, "corpus.allow_skipped is -1.0, must be a share"),
@@ -381,6 +406,9 @@ def test_bad_settings_are_named_before_work_begins(run: Run, change: Values, mes
         ({"student": {"init": "/nowhere/to/be/found"}}, "/nowhere/to/be/found"),
         ({"training.batch_size": 8, "resume": True}, "made with batch_size=4, configured is 8"),
         ({"teachers.pusht.resolution": 32, "resume": True}, r"in another form: simulator/pusht"),
+        ({"corpus.image_size": 64, "resume": True}, "made with image_size=224"),
+        ({"corpus.sources.pusht.validation": 0.0}, "no image is in the validation split"),
+        ({"teachers": {"m": {"type": "mujoco"}}}, "needs .*mujoco.*which no source has"),
     ],
 )
 def test_what_can_be_known_before_a_picture_is_drawn_is_said_then(
@@ -393,6 +421,59 @@ def test_what_can_be_known_before_a_picture_is_drawn_is_said_then(
     )
     with pytest.raises((DistillError, OSError), match=message):
         run(change)
+
+
+def test_a_folder_belongs_to_one_run_at_a_time(run: Run, tmp_path: Path) -> None:
+    with (
+        alone_in(tmp_path / "run"),
+        pytest.raises(DistillError, match=rf"output_dir=.*run is in use by process {os.getpid()} on "),
+    ):
+        run()
+    assert run({"until": "corpus"}), "which writes nothing there"
+    run()
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_a_folder_that_cannot_be_is_said_before_a_picture_is_drawn(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "lerobot_theia.distill.run.pack_corpus", lambda *_: pytest.fail("pictures were drawn")
+    )
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DistillError, match=r"output_dir=.*/file cannot be written to \(File exists\)"):
+        run({"output_dir": str(tmp_path / "file")})
+    with pytest.raises(DistillError, match=r"output_dir=.*/file/run cannot be written to"):
+        run({"output_dir": str(tmp_path / "file" / "run")})
+
+
+def test_processes_share_a_batch_evenly(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(DistillError, match="batch_size is 4, which 3 processes cannot share out evenly"):
+        run()
+
+
+def test_changed_images_are_named_when_a_run_is_resumed(
+    run: Run, picture_folder: Path, tmp_path: Path
+) -> None:
+    pictures = {"type": "folder", "path": str(picture_folder), "license": "mit"}
+    changes = {
+        "corpus.sources": {"pictures": pictures, "pusht": {"type": "pusht", "images": 20, "validation": 0.2}},
+        "teachers.vit": {"type": "vision", "model": str(write_teacher(tmp_path / "tiny-vit", "vit"))},
+    }
+    run(changes)
+    Image.new("RGB", (30, 30)).save(picture_folder / "00.jpg")
+    with pytest.raises(
+        DistillError, match=r"images of source pictures are not those that .*: put them back as they were"
+    ):
+        run({**changes, "resume": True})
+
+
+def test_a_lost_log_changes_no_provenance(run: Run) -> None:
+    result = run()
+    first = provenance(result)["validation"]["first"]
+    (result.parent / "metrics.jsonl").write_text("[1]\n")
+    assert provenance(run({"resume": True, "training.steps": 6}))["validation"]["first"] == first
 
 
 def test_a_corpus_may_be_drawn_before_the_weights_are_there(run: Run) -> None:
@@ -431,6 +512,9 @@ def test_several_teachers_of_several_sources(run: Run, picture_folder: Path, tmp
     encoder = TheiaEncoder.from_pretrained(result)
     assert encoder.teachers == (TEACHER, "tiny-vit", "tiny-sam")
     found = provenance(result)
+    assert found["corpus"]["evaluation_seeds"] == (
+        "100000 and up; not known of pictures; no other source used one"
+    )
     assert found["commercial_use"] == "forbidden" and "source pictures (cc-by-nc-4.0)" in found["license"]
     assert encoder.spec.license == found["license"]
     assert [teacher["sources"] for teacher in found["teachers"]] == [["pusht"], *[["pusht", "pictures"]] * 2]

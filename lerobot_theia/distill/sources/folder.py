@@ -76,6 +76,11 @@ class FolderSource:
                         f"name `path` and `split`, found {reader.fieldnames}"
                     )
                 rows = list(reader)
+        except FileNotFoundError as error:
+            raise DistillError(
+                f"source {self.name!r}: there is no manifest {manifest}. Write one: CSV, its first line `path,split`, then a line "
+                "per image with its path in the folder and `train` or `validation`; or name another with `manifest`"
+            ) from error
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise DistillError(
                 f"source {self.name!r}: cannot read the manifest {manifest}: {error}"

@@ -58,6 +58,10 @@ class PushTSource:
         corpus_seeds(self.name, self.seed, 1)
         if self.images < 1:
             raise DistillError(f"source {self.name!r}: images is {self.images}, must be at least 1")
+        if not 0 <= self.random_goals <= 1:
+            raise DistillError(
+                f"source {self.name!r}: random_goals is {self.random_goals}, must be a share from 0 to 1"
+            )
 
     @property
     def origin(self) -> Mapping[str, Any]:

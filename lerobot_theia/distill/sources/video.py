@@ -18,7 +18,26 @@ from lerobot_theia.distill.frames import Frame, Item, split_by_group
 from lerobot_theia.distill.licenses import required
 from lerobot_theia.distill.sources.interface import Column, reason_of, stamp_of_files
 
-EXTENSIONS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
+EXTENSIONS = frozenset(
+    [
+        ".3gp",
+        ".avi",
+        ".flv",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".ogv",
+        ".ts",
+        ".webm",
+        ".wmv",
+    ]
+)
+"""What ends in one of these is a video; other files are not looked at."""
 EARLY_S = 1e-3
 """Time stamps are rounded: what comes so much later than a sample's time still counts as shown at that time."""
 
@@ -90,7 +109,13 @@ class VideoSource:
         if self.path.is_file():
             videos = [self.path]
         else:
-            videos = sorted(f for f in self.path.rglob("*") if f.suffix.lower() in EXTENSIONS)
+            found = sorted(self.path.rglob("*"))
+            if links := [each for each in found if each.is_symlink() and each.is_dir()]:
+                raise DistillError(
+                    f"source {self.name!r}: {links[0]} is a link to a folder, which is not followed: make that a source of its "
+                    "own, or move it elsewhere"
+                )
+            videos = [each for each in found if each.suffix.lower() in EXTENSIONS and each.is_file()]
         return [
             (video, k)
             for video in videos

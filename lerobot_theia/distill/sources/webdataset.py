@@ -19,7 +19,7 @@ from lerobot_theia.distill.sources.folder import read_image
 from lerobot_theia.distill.sources.interface import Column, reason_of, stamp_of_files
 
 IMAGE_SUFFIXES = frozenset(
-    ["avif", "bmp", "gif", "heic", "jp2", "jpeg", "jpg", "pbm", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"]
+    ["avif", "bmp", "gif", "heic", "jfif", "jp2", "jpe", "jpeg", "jpg", "jxl", "pbm", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"]
 )  # fmt: skip
 """What ends in one of these is meant as an image."""
 
@@ -122,10 +122,20 @@ class WebdatasetSource:
                     for entry in tar:
                         key, _, extension = entry.name.rpartition("/")[2].partition(".")
                         # A name that begins with a dot belongs to a file system, not to the dataset.
-                        if entry.isfile() and key and self._is_wanted(shard, entry.name, extension.lower()):
-                            folder = entry.name.rpartition("/")[0]
-                            key = f"{folder}/{key}" if folder not in ("", ".") else key
-                            members.append(Member(shard, key, entry.offset_data, entry.size))
+                        if (
+                            not key
+                            or entry.isdir()
+                            or not self._is_wanted(shard, entry.name, extension.lower())
+                        ):
+                            continue
+                        if not entry.isfile():
+                            raise DistillError(
+                                f"source {self.name!r}: {entry.name} in {shard} is a link to {entry.linkname!r} and no file of its "
+                                "own; write the shard again with `tar --dereference --hard-dereference`"
+                            )
+                        folder = entry.name.rpartition("/")[0]
+                        key = f"{folder}/{key}" if folder not in ("", ".") else key
+                        members.append(Member(shard, key, entry.offset_data, entry.size))
                     check_end(shard, tar.offset)
             except (tarfile.TarError, OSError) as error:
                 raise DistillError(

@@ -41,7 +41,12 @@ class MujocoTeacher:
             raise DistillError(
                 f"teacher {self.name!r}: maps {unknown if self.maps else []}; choose from {', '.join(MAPS)}"
             )
-        if self.grid not in (16, 64) or self.resolution % self.grid or TRUTH_SIZE % self.resolution:
+        if (
+            self.grid not in (16, 64)
+            or self.resolution < 1
+            or self.resolution % self.grid
+            or TRUTH_SIZE % self.resolution
+        ):
             raise DistillError(
                 f"teacher {self.name!r}: resolution {self.resolution} must divide {TRUTH_SIZE} and be a multiple of "
                 f"grid {self.grid}, and grid 16 or 64"

@@ -54,7 +54,7 @@ class PushTTeacher:
             raise DistillError(
                 f"teacher {self.name!r}: maps {unknown if self.maps else []}; choose from {tuple(MAPS)}"
             )
-        if self.grid not in (16, 64) or self.resolution % self.grid:
+        if self.grid not in (16, 64) or self.resolution < 1 or self.resolution % self.grid:
             raise DistillError(
                 f"teacher {self.name!r}: resolution {self.resolution} must be a multiple of grid {self.grid}, and "
                 "grid 16 or 64"

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard, snapshot_download
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor
+from yaml import YAMLError
 
 from lerobot_theia.cache.files import sha256_of_file
 from lerobot_theia.distill.errors import DistillError
@@ -85,6 +86,7 @@ class VisionTeacher:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     folder: Path = field(init=False)
+    local: bool = field(init=False)
     family: Family = field(init=False)
     pixels: Pixels = field(init=False)
     feature_size: FeatureSize = field(init=False)
@@ -98,9 +100,16 @@ class VisionTeacher:
         if self.grid not in (None, 16, 64):
             raise DistillError(f"teacher {self.model!r}: grid {self.grid}, must be 16 or 64")
         self.folder = locate(self.model, self.revision)
-        self.name = self.name or (self.folder.name if Path(self.model).is_dir() else self.model)
+        self.local = Path(self.model).expanduser().is_dir()
+        self.name = self.name or (self.folder.name if self.local else self.model)
         self._weights = weight_files(self.model, self.folder)
-        config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        try:
+            config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise DistillError(
+                f"teacher {self.model!r}: {self.folder / 'config.json'} cannot be read "
+                f"({' '.join(str(error).split())[:300]}); copy the published one"
+            ) from error
         self.family = family_of(self.model, config)
         license = stated_or_stricter(self.license, card_license(self.folder))
         self.license = required(f"teacher {self.model!r}", license)
@@ -113,10 +122,9 @@ class VisionTeacher:
 
     @property
     def origin(self) -> Mapping[str, Any]:
-        local = Path(self.model).is_dir()
         return {
-            "model": self.folder.name if local else self.model,
-            "revision": None if local else self.folder.name,  # the commit: Hub snapshots are named by it
+            "model": self.folder.name if self.local else self.model,
+            "revision": None if self.local else self.folder.name,  # the commit: Hub snapshots are named by it
             "family": self.family.model_type,
             "files": {file.name: sha256_of_file(file) for file in self._weights},
             "input": f"{self.pixels.size}x{self.pixels.size}, squashed, no crop",
@@ -220,9 +228,19 @@ def card_license(folder: Path) -> str:
     if not card.is_file():
         return ""
     try:
-        return str(ModelCard.load(card).data.license or "")
-    except ValueError:
-        return ""
+        data = ModelCard.load(card).data
+    except (ValueError, YAMLError) as error:
+        raise DistillError(
+            f"{card} cannot be read ({' '.join(str(error).split())[:200]}), and with it the licence that it states: mend the lines "
+            "between its `---`"
+        ) from error
+    licenses = data.license if isinstance(data.license, list) else [data.license]
+    stated = " and ".join(str(license) for license in licenses if license)
+    if stated.lower() != "other":
+        return stated
+    # The Hub's way to state a licence that is not on its list.
+    more = [str(each) for each in (data.get("license_name"), data.get("license_link")) if each]
+    return f"other: {', '.join(more)}" if more else stated
 
 
 def read_pixels(model: str, folder: Path) -> Pixels:
@@ -240,9 +258,15 @@ def read_pixels(model: str, folder: Path) -> Pixels:
     }
     if len(found) != 1:
         raise DistillError(f"teacher {model!r}: an input of {sizes} is not square, which students need")
+    if not getattr(processor, "do_rescale", True):
+        raise DistillError(
+            f"teacher {model!r}: its preprocessor_config.json says do_rescale=false, pixels of 0 to 255; students are taught by "
+            "models that take 0 to 1"
+        )
+    normalises = getattr(processor, "do_normalize", True)
     return Pixels(
         size=found.pop(),
         mode=_MODES.get(int(processor.resample), "bilinear"),
-        mean=tuple(processor.image_mean),
-        std=tuple(processor.image_std),
+        mean=tuple(processor.image_mean) if normalises else (0.0, 0.0, 0.0),
+        std=tuple(processor.image_std) if normalises else (1.0, 1.0, 1.0),
     )
