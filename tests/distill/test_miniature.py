@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from lerobot_theia.distill.checkpoint import whole_checkpoints
 from lerobot_theia.encoder import TheiaEncoder
 
 pytest.importorskip("gym_pusht")
@@ -73,3 +76,20 @@ def test_errors_end_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("lerobot-theia-distill: pusht: seeds 100000")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_in_a_line_that_says_how_to_go_on(tmp_path: Path) -> None:
+    arguments = [each for each in SMALL if not each.startswith("training.steps")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lerobot_theia.scripts.distill", *arguments, "training.steps=100000",
+         "training.checkpoint_every=1", f"output_dir={tmp_path}/run", f"cache_root={tmp_path}/cache", "device=cpu"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    while process.poll() is None and not list(tmp_path.glob("run/checkpoints/*/state.json")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGINT, errors[-3000:]
+    assert "stopped; " in output and "resume=true goes on" in output and "Traceback" not in output + errors
+    assert whole_checkpoints(tmp_path / "run") and not list((tmp_path / "run").glob(".claim*"))
