@@ -101,7 +101,9 @@ def load(names: Iterable[str]) -> dict[str, TheiaEncoder]:
     for name in names:
         encoder = TheiaEncoder.from_pretrained(name, translators=False)
         if encoder.spec.name in encoders:
-            sys.exit(f"--encoders names two that are called {encoder.spec.name}; rename a folder")
+            sys.exit(
+                f"--encoders names two that are called {encoder.spec.name}; copy one to a folder of another name"
+            )
         encoders[encoder.spec.name] = encoder
     return encoders
 

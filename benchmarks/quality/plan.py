@@ -30,6 +30,8 @@ def make_plan(config: Mapping[str, Any], device: str) -> list[Training]:
     _check_list("scenes", config["scenes"], 1)
     if unknown := sorted(set(config["scenes"]) - set(SCENES)):
         raise SettingsError(f"scenes={unknown}; choose from {', '.join(SCENES)}")
+    if any(not isinstance(each, int) or each < 0 for each in config["seeds"]):
+        raise SettingsError(f"seeds={list(config['seeds'])}; seeds are whole numbers from 0 on")
     if config["episodes"] < 1:
         raise SettingsError(f"episodes={config['episodes']}; an evaluation has at least one")
     arms = [load_arm(name) for name in config["arms"]]

@@ -255,6 +255,7 @@ def test_an_arm_with_another_encoder_differs_in_nothing_else() -> None:
         (["arms=[]"], "arms=.* is empty"),
         (["seeds=[1,1]"], "names one twice"),
         (["seeds=3"], r"no list; write seeds=\[3\]"),
+        (["seeds=[-1]"], r"seeds=\[-1\]; seeds are whole numbers"),
         (["steps=[]", "minutes=[]"], "how long shall policies train"),
         (["minutes=[0]"], "larger than 0"),
         (["demonstrations=[300]"], "demonstrations=300, but suite pusht records suite.recorded=260"),

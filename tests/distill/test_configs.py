@@ -15,6 +15,7 @@ OWN = {  # what only a user can say
     "folder": ("corpus.sources.images.path=/data/pictures", "corpus.sources.images.license=mit"),
     "lerobot": ("corpus.sources.dataset.repo_id=me/arm", "corpus.sources.dataset.license=mit"),
     "video": ("corpus.sources.videos.path=/data/videos", "corpus.sources.videos.license=mit"),
+    "vision": ("teachers.vision.model=facebook/dinov2-small",),
     "webdataset": ("corpus.sources.shards.train='/data/{00..99}.tar'", "corpus.sources.shards.license=mit"),
 }
 
@@ -33,7 +34,7 @@ def files(group: str) -> list[str]:
     [(group, name) for group in ("corpus", "teachers", "student", "training") for name in files(group)],
 )
 def test_every_choice_gives_settings(group: str, name: str) -> None:
-    own = OWN.get(name, ()) if group == "corpus" else ()
+    own = OWN.get(name, ()) if group in ("corpus", "teachers") else ()
     settings = composed(f"{group}={name}", *own)
     assert settings.corpus.sources and settings.teachers
 
@@ -41,6 +42,16 @@ def test_every_choice_gives_settings(group: str, name: str) -> None:
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_every_recipe_gives_settings(name: str) -> None:
     assert composed(name=name).teachers
+
+
+def test_what_the_documentation_says_of_mixing() -> None:
+    """Several sources, one of them taken out again, another more often, a teacher added."""
+    settings = composed(
+        "corpus=[pusht,video]", *OWN["video"], "+corpus.repeat.videos=2", "~corpus.sources.pusht",
+        "teachers=[pusht,vision]", *OWN["vision"],
+    )  # fmt: skip
+    assert list(settings.corpus.sources) == ["videos"] and settings.corpus.repeat == {"videos": 2}
+    assert list(settings.teachers) == ["pusht", "vision"]
 
 
 def test_fine_tuning_is_as_the_paper_has_it() -> None:
