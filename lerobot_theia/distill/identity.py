@@ -42,7 +42,7 @@ def run_identity(
         "seed": settings.training.seed,
     }
     if corpus is not None:
-        run["corpus"] = {source.name: source.content_sha256 for source in corpus.sources}
+        run["corpus"] = [[source.name, source.content_sha256] for source in corpus.sources]
         run["training_images"] = digest_of([int(index) for index in corpus.epoch])
     return run
 
@@ -80,7 +80,7 @@ def _in_another_form(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def _another_corpus(
     folder: Path, position: Position, before: Any, now: Any, settings: DistillSettings
 ) -> str:
-    """Which settings differ; where none does, whose images do."""
+    """Which settings differ; where none does, whose images do, or that they come in another order."""
     then = _flat(position.history[-1]["settings"]["corpus"], "corpus.")
     today = _flat(json.loads(json.dumps(plain_values(settings)["corpus"])), "corpus.")
     changes = [
@@ -93,11 +93,13 @@ def _another_corpus(
             f"checkpoint {folder} was made from another corpus: {', '.join(changes)}. Resume with the settings it was begun with, "
             "or begin anew in another output_dir"
         )
-    sources = f"source {', '.join(_different(before, now))}" if isinstance(now, Mapping) else "its sources"
-    return (
-        f"the images of {sources} are not those that checkpoint {folder} was made from: put them back as they were, or begin anew "
-        f"in another output_dir, with student.init={folder}"
-    )
+    remedy = f"put them back as they were, or begin anew in another output_dir, with student.init={folder}"
+    if not isinstance(now, list):
+        return f"other images are in the training split than when checkpoint {folder} was made: {remedy}"
+    if names := _different(dict(before), dict(now)):
+        return f"the images of source {', '.join(names)} are not those that checkpoint {folder} was made from: {remedy}"
+    order = ", ".join(name for name, _ in before)
+    return f"checkpoint {folder} was made from the sources {order} in this order, in which images are drawn: name them so"
 
 
 def _different(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

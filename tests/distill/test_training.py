@@ -462,6 +462,15 @@ def test_changed_images_are_named_when_a_run_is_resumed(
         "teachers.vit": {"type": "vision", "model": str(write_teacher(tmp_path / "tiny-vit", "vit"))},
     }
     run(changes)
+    in_another_order = dict(reversed(list(changes["corpus.sources"].items())))
+    with pytest.raises(DistillError, match=r"made from the sources pictures, pusht in this order"):
+        run({**changes, "corpus.sources": in_another_order, "resume": True})
+    manifest = picture_folder / "manifest.csv"
+    lines = manifest.read_text()
+    manifest.write_text(lines.replace("01.png,train", "01.png,validation"))
+    with pytest.raises(DistillError, match=r"other images are in the training split than when checkpoint"):
+        run({**changes, "resume": True})
+    manifest.write_text(lines)
     Image.new("RGB", (30, 30)).save(picture_folder / "00.jpg")
     with pytest.raises(
         DistillError, match=r"images of source pictures are not those that .*: put them back as they were"
