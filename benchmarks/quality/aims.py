@@ -21,11 +21,12 @@ Cell = tuple[float, float, int, str]
 
 @dataclass(frozen=True)
 class Aim:
-    """`met` is None where it was not measured."""
+    """`met` is None where it was not measured; `narrowly`, if only since intervals overlap."""
 
     what: str
     found: str
     met: bool | None
+    narrowly: bool = False
 
 
 def aims(rows: Sequence[Row]) -> list[Aim]:
@@ -70,9 +71,10 @@ def not_below(ours: Sequence[Row], raw: Sequence[Row], kind: str, when: str) -> 
     *largest, _ = max(common)
     compared = [(mine[cell][0], theirs[cell]) for cell in sorted(common) if [*cell[:-1]] == largest]
     found = [f"{outcome(best)} against {' and '.join(map(outcome, others))}" for best, others in compared]
-    return Aim(
-        what, "; ".join(found), all(is_not_below(best, each) for best, others in compared for each in others)
-    )
+    pairs = [(best, each) for best, others in compared for each in others]
+    met = all(is_not_below(best, each, within=True) for best, each in pairs)
+    narrowly = met and not all(is_not_below(best, each, within=False) for best, each in pairs)
+    return Aim(what, "; ".join(found), met, narrowly)
 
 
 def cells(rows: Sequence[Row], kind: str) -> dict[Cell, list[Row]]:
@@ -86,11 +88,12 @@ def cells(rows: Sequence[Row], kind: str) -> dict[Cell, list[Row]]:
     return found
 
 
-def is_not_below(row: Row, other: Row) -> bool:
+def is_not_below(row: Row, other: Row, *, within: bool) -> bool:
+    """In success and in reward, or `within` their intervals."""
     measures = (("success_rate", "success_interval"), ("mean_max_reward", "mean_max_reward_interval"))
     mine, theirs = row.summary, other.summary
     return all(
-        mine[value] >= theirs[value] or overlap(mine[interval], theirs[interval])
+        mine[value] >= theirs[value] or (within and overlap(mine[interval], theirs[interval]))
         for value, interval in measures
     )
 

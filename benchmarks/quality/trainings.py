@@ -160,7 +160,7 @@ def made_with() -> dict[str, Any]:
     """Versions, code and date, as they are now."""
     return {
         "versions": common.versions(),
-        "code": code_version("benchmarks", "scripts"),
+        "code": code_version("benchmarks", "scripts", ":!benchmarks/results"),
         "date": datetime.date.today().isoformat(),
     }
 

@@ -168,7 +168,7 @@ def code_version(*more: str) -> dict[str, Any]:
     """Version of this package, and the commit of its checkout if it runs from one.
 
     Args:
-        more: folders that matter, too, when it is told whether there are uncommitted changes.
+        more: folders that matter, too, when it is told whether there are uncommitted changes; `:!folder` for one that does not.
     """
     version: dict[str, Any] = {"lerobot_policy_theia": _version("lerobot_policy_theia")}
     root = Path(__file__).resolve().parents[2]
