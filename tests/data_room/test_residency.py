@@ -20,6 +20,7 @@ from lerobot_theia.data.feature_dataset import FeatureDataset
 from lerobot_theia.data.keys import frame_key, scale_key, tokens_key
 from lerobot_theia.data.residency import FrameRuns, LoadedTokens, choose_residency, load_tokens
 from lerobot_theia.data.serve import frames_of, serve_features
+from lerobot_theia.policies.common.configuration import InvalidSettingError
 from tests.data_room.conftest import act, cache_of, train_config
 from tests.data_room.test_serve import lerobots_own
 from tests.datasets import CAMERAS, open_dataset
@@ -202,7 +203,7 @@ def test_processes_of_one_machine_share_its_memory(
 
 
 def test_an_unknown_residency_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="auto, disk, memory, device"):
+    with pytest.raises(InvalidSettingError, match="auto, disk, memory, device"):
         act(cache_residency="gpu")
 
 

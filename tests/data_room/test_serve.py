@@ -23,6 +23,7 @@ from lerobot_theia.data.keys import tokens_key
 from lerobot_theia.data.serve import serve_features
 from lerobot_theia.data.token_statistics import statistics_of_cache, statistics_of_sample
 from lerobot_theia.encoder import TheiaEncoder
+from lerobot_theia.policies.common.configuration import InvalidSettingError
 from tests.cache.helpers import copy_of
 from tests.data_room.conftest import act, train_config
 from tests.datasets import CAMERAS, open_dataset
@@ -108,7 +109,7 @@ class TestCached:
         assert "every byte of the cache is as it was written" in caplog.text
 
     def test_an_unknown_check_is_refused_with_the_choices(self) -> None:
-        with pytest.raises(ValueError, match=r"cache_verify='deep'; choose one of quick, full"):
+        with pytest.raises(InvalidSettingError, match=r"cache_verify='deep'; choose one of quick, full"):
             act(cache_verify="deep")
 
     def test_a_damaged_one_is_an_error_even_in_auto(
@@ -310,7 +311,7 @@ class TestSeam:
     [({"features": "sometimes"}, "choose one of auto, cached, online"), ({"token_pool": 0}, "at least 1")],
 )
 def test_wrong_settings_are_refused_by_the_config(change: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InvalidSettingError, match=message):
         act(**change)
 
 

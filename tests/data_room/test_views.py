@@ -16,6 +16,7 @@ from lerobot_theia.data.keys import frame_key, tokens_key
 from lerobot_theia.data.residency import LoadedTokens, load_tokens
 from lerobot_theia.data.serve import frames_of, serve_features
 from lerobot_theia.data.token_statistics import statistics_of_cache
+from lerobot_theia.policies.common.configuration import InvalidSettingError
 from tests.data_room.conftest import act, cache_of, train_config
 from tests.data_room.test_serve import lerobots_own
 from tests.datasets import CAMERAS, open_dataset
@@ -155,5 +156,5 @@ class TestSettings:
 
     @pytest.mark.parametrize("views", [0, 65])
     def test_numbers_out_of_range_are_refused(self, views: int) -> None:
-        with pytest.raises(ValueError, match=f"cache_views={views} must be 1 to 64"):
+        with pytest.raises(InvalidSettingError, match=f"cache_views={views} must be 1 to 64"):
             act(cache_views=views)
