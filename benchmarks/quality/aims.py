@@ -82,8 +82,7 @@ def cells(rows: Sequence[Row], kind: str) -> dict[Cell, list[Row]]:
     found: dict[Cell, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (-row.success, -row.mean_max_reward)):
         if row.budget.kind == kind:
-            where = row.machine if kind == "minutes" else ""
-            cell = (row.budget.amount, row.budget.of, row["demonstrations"], where)
+            cell = (row.budget.amount, row.budget.of, row["demonstrations"], row.timed_on)
             found.setdefault(cell, []).append(row)
     return found
 

@@ -132,7 +132,7 @@ def tables(rows: Sequence[Row]) -> list[list[str]]:
 
 def compared(row: Row) -> tuple[int, Budget, str]:
     """What the rows of a table have in common."""
-    return row["demonstrations"], row.budget, row.machine if row.budget.kind == "minutes" else ""
+    return row["demonstrations"], row.budget, row.timed_on
 
 
 def order(row: Row) -> tuple[Any, ...]:

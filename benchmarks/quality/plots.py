@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.pages import pyplot
 from benchmarks.quality.intervals import wilson
 from benchmarks.quality.rows import Row
-from benchmarks.quality.rows import rows as pool
+from benchmarks.quality.rows import rows as rows_of
 from benchmarks.quality.settings import digest
 
 LEGEND_CHARACTERS = 210
@@ -21,7 +21,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     """A PNG of a panel for steps, one for demonstrations, and one for the time on each machine; a panel without results says
     so."""
     plt = pyplot()
-    pooled = pool([result for row in rows for result in row.results], pool=True)
+    pooled = rows_of([result for row in rows for result in row.results], pool=True)
     most = max(row["demonstrations"] for row in rows)
     full = [row for row in pooled if row["demonstrations"] == most]
     panels: list[tuple[str, list[Row], Callable[[Row], float]]] = [
@@ -95,8 +95,7 @@ def groups(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows that differ in nothing but the task."""
     found: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        machine = row.machine if row.budget.kind == "minutes" else ""
-        found[digest(row.results[0]["settings"], but=("seed", "task")), machine].append(row)
+        found[digest(row.results[0]["settings"], but=("seed", "task")), row.timed_on].append(row)
     return list(found.values())
 
 
@@ -112,8 +111,7 @@ def largest_budget(rows: Sequence[Row]) -> list[Row]:
     """Of those with more than one number of demonstrations, those at the largest budget."""
 
     def of(row: Row) -> tuple[str, float, float, str]:
-        budget = row.budget
-        return budget.kind, budget.of, budget.amount, row.machine if budget.kind == "minutes" else ""
+        return row.budget.kind, row.budget.of, row.budget.amount, row.timed_on
 
     numbers: dict[tuple[str, float, float, str], set[int]] = defaultdict(set)
     for row in rows:

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.common import rounded
 from benchmarks.quality.settings import Experiment, digest
+from lerobot_theia.distill.nested import flat
 
 FOLDER = "quality"
 
@@ -35,7 +36,9 @@ class Results:
         path = self.path(experiment)
         if not path.is_file() or self.find(experiment) is not None:
             return None
-        before, now = (flat(each) for each in (json.loads(path.read_text())["settings"], experiment.settings))
+        before, now = (
+            as_json(each) for each in (json.loads(path.read_text())["settings"], experiment.settings)
+        )
         differ = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         return ", ".join(f"{name}={before.get(name)} (now {now.get(name)})" for name in differ)
 
@@ -59,15 +62,9 @@ class Results:
         return [json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json"))]
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted names to values as JSON."""
-    found = {}
-    for name, each in settings.items():
-        if isinstance(each, Mapping):
-            found |= flat(each, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = json.dumps(each, default=list)
-    return found
+def as_json(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted names to values."""
+    return {name: json.dumps(each, default=list) for name, each in flat(settings).items()}
 
 
 def compact(text: str) -> str:

@@ -43,6 +43,11 @@ class Row:
         return min(names) if len(names) == 1 else ""
 
     @property
+    def timed_on(self) -> str:
+        """The machine, if its budget is a time, which means something only there; else empty."""
+        return self.machine if self.budget.kind == "minutes" else ""
+
+    @property
     def scene(self) -> str:
         """`plain`, or `randomized`: of the evaluation."""
         return str(self["evaluation"].get("scene", "plain"))

@@ -9,6 +9,7 @@ from lerobot_theia.distill.checkpoint import Position
 from lerobot_theia.distill.corpus import Corpus
 from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.hashing import digest_of
+from lerobot_theia.distill.nested import flat
 from lerobot_theia.distill.settings import DistillSettings, plain_values
 from lerobot_theia.distill.student import Beginning
 from lerobot_theia.distill.teachers.interface import Teacher
@@ -55,13 +56,13 @@ def check_resumed(
         return
     folder, position = resumed
     for name, value in run.items():
-        before = position.run.get(name)
+        before = position.run[name]
         if before == value:
             continue
         if name == "teachers":
             raise DistillError(
-                f"checkpoint {folder} was made with the teachers {sorted(before or ())}, configured are {sorted(value)}"
-                f"{_in_another_form(before or {}, value)}: resume with its teachers, or begin anew in another output_dir, with "
+                f"checkpoint {folder} was made with the teachers {sorted(before)}, configured are {sorted(value)}"
+                f"{_in_another_form(before, value)}: resume with its teachers, or begin anew in another output_dir, with "
                 f"student.init={folder}"
             )
         if name in ("corpus", "training_images"):
@@ -81,10 +82,10 @@ def _another_corpus(
     folder: Path, position: Position, before: Any, now: Any, settings: DistillSettings
 ) -> str:
     """Which settings differ; where none does, whose images do, or that they come in another order."""
-    then = _flat(position.history[-1]["settings"]["corpus"], "corpus.")
-    today = _flat(json.loads(json.dumps(plain_values(settings)["corpus"])), "corpus.")
+    then = flat(position.history[-1]["settings"]["corpus"])
+    today = flat(json.loads(json.dumps(plain_values(settings)["corpus"])))
     changes = [
-        f"{name}={today.get(name, '(left out)')} (was {then.get(name, 'not given')})"
+        f"corpus.{name}={today.get(name, '(left out)')} (was {then.get(name, 'not given')})"
         for name in sorted(then.keys() | today.keys())
         if then.get(name) != today.get(name)
     ]
@@ -104,11 +105,3 @@ def _another_corpus(
 
 def _different(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [name for name in sorted(before) if before[name] != now.get(name)]
-
-
-def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Dotted names to values."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return found

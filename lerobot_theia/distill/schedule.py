@@ -27,6 +27,18 @@ class LearningRate:
     start: float = 0.01
     final: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise DistillError(
+                f"training.schedule is {self.schedule!r}, must be one of {', '.join(SCHEDULES)}"
+            )
+        if not self.peak > 0:
+            raise DistillError(f"training.learning_rate is {self.peak}, must be above 0")
+        if not 0 <= self.warmup < 1:
+            raise DistillError(
+                f"training.warmup is {self.warmup}, must be a share of the steps, from 0 up to 1"
+            )
+
     def at(self, step: int) -> float:
         warmup_steps = self.warmup * self.steps
         if step < warmup_steps:

@@ -29,7 +29,7 @@ from lerobot_theia.distill.loss import batch_loss, teacher_loss
 from lerobot_theia.distill.metrics import METRICS_FILE, MetricsLog, Tally, score_of
 from lerobot_theia.distill.optimizer import make_optimizer
 from lerobot_theia.distill.pictures import draw_pictures
-from lerobot_theia.distill.schedule import LearningRate, Resolution
+from lerobot_theia.distill.schedule import Resolution
 from lerobot_theia.distill.student import Student
 from lerobot_theia.distill.training_settings import TrainingSettings
 from lerobot_theia.distill.validate import Score, validate
@@ -77,9 +77,7 @@ class Training:
         self.order = Order(corpus.epoch, settings.batch_size, settings.seed)
         self.steps = settings.total_steps(self.order.steps_per_epoch)
         self.resolution = Resolution(settings.stages, self.steps)
-        self.rate = LearningRate(
-            peak=settings.learning_rate, steps=self.steps, schedule=settings.schedule, warmup=settings.warmup
-        )
+        self.rate = settings.rate(self.steps)
         self.weights = {lesson.teacher.name: lesson.weight for lesson in lessons}
         self.held_out = evenly(corpus.indices[VALIDATION], settings.validation_images)
         self.student = student

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from lerobot_theia.distill.errors import DistillError
-from lerobot_theia.distill.schedule import SCHEDULES, Stage
+from lerobot_theia.distill.schedule import LearningRate, Stage
 from lerobot_theia.encoder.names import IMAGE_SIZE
 
 
@@ -57,7 +57,7 @@ class TrainingSettings:
                 f"training.steps is {self.steps}, training.epochs {self.epochs}: give one of them"
             )
         positive = (
-            "steps", "epochs", "batch_size", "learning_rate", "clip_norm", "log_every", "validate_every",
+            "steps", "epochs", "batch_size", "clip_norm", "log_every", "validate_every",
             "checkpoint_every", "validation_images",
         )  # fmt: skip
         for name in positive:
@@ -72,18 +72,14 @@ class TrainingSettings:
             raise DistillError(f"training.betas are {list(self.betas)}, must be from 0 up to 1")
         if not self.stages:
             raise DistillError("training.stages is empty: give at least one, `[{size: 224, share: 1}]`")
-        if self.schedule not in SCHEDULES:
-            raise DistillError(
-                f"training.schedule is {self.schedule!r}, must be one of {', '.join(SCHEDULES)}"
-            )
-        if not 0 <= self.warmup < 1:
-            raise DistillError(
-                f"training.warmup is {self.warmup}, must be a share of the steps, from 0 up to 1"
-            )
+        self.rate(steps=1)  # which checks what it is given
         if self.seed < 0:
             raise DistillError(f"training.seed is {self.seed}, must be at least 0")
         if not 0 <= self.recolour < 1:
             raise DistillError(f"training.recolour is {self.recolour}, must be from 0 up to 1")
+
+    def rate(self, steps: int) -> LearningRate:
+        return LearningRate(peak=self.learning_rate, steps=steps, schedule=self.schedule, warmup=self.warmup)
 
     def total_steps(self, steps_per_epoch: float) -> int:
         if self.steps is not None:

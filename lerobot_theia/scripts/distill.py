@@ -2,11 +2,9 @@
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import hydra
@@ -17,8 +15,10 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from lerobot_theia.distill.errors import DistillError
+from lerobot_theia.distill.nested import flat
 from lerobot_theia.distill.watcher import Watcher
 from lerobot_theia.scripts.configs import config_folder
+from lerobot_theia.scripts.signals import end_in_order
 
 
 class Show(Watcher):
@@ -63,7 +63,7 @@ class Show(Watcher):
         elif self.bar is not None:
             self.bar.set_postfix_str(f"{line['size']} px, loss {line['loss']:.4f}", refresh=False)
         if self.run is not None:
-            self.run.log(flat(line), step=line["step"])
+            self.run.log(numbers(line), step=line["step"])
 
     def picture(self, step: int, path: Path) -> None:
         if self.run is not None:
@@ -110,15 +110,9 @@ class Steps:
             self.bar.close()
 
 
-def flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def numbers(line: Mapping[str, Any]) -> dict[str, float]:
     """Nested numbers under names with slashes, as wandb groups them."""
-    found: dict[str, float] = {}
-    for name, value in line.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float):
-            found[prefix + name] = value
-    return found
+    return {name: value for name, value in flat(line, "/").items() if isinstance(value, int | float)}
 
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
@@ -170,15 +164,8 @@ def run(config: DictConfig) -> None:
             show.close()
 
 
-def stop(number: int, frame: FrameType | None) -> None:
-    """End in order. A second signal ends at once."""
-    signal.signal(number, signal.SIG_DFL)
-    raise SystemExit(128 + number)
-
-
 def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    end_in_order()
     run()
 
 

@@ -3,10 +3,8 @@
 import json
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import hydra
@@ -16,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from lerobot_theia.scripts.configs import config_folder
+from lerobot_theia.scripts.signals import end_in_order
 
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
@@ -122,15 +121,8 @@ def run(config: DictConfig) -> None:
             progress.close()
 
 
-def stop(number: int, frame: FrameType | None) -> None:
-    """End in order: what is finished stays, and `precompute` says how far it got. A second signal ends at once."""
-    signal.signal(number, signal.SIG_DFL)
-    raise SystemExit(128 + number)
-
-
 def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    end_in_order()
     run()
 
 

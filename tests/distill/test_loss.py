@@ -74,6 +74,8 @@ def test_learning_rate_falls_along_a_cosine() -> None:
     assert rate.at(10) == pytest.approx(2.0)
     assert rate.at(60) == pytest.approx(1.0)
     assert rate.at(85) == pytest.approx(1 + math.cos(math.pi * 0.75))
+    with pytest.raises(DistillError, match="schedule is 'linear', must be one of constant, cosine"):
+        LearningRate(peak=1.0, steps=10, schedule="linear")
 
 
 def test_resolution_grows() -> None:

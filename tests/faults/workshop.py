@@ -16,7 +16,7 @@ from lerobot_theia.cache.manifest import MANIFEST_NAME
 from lerobot_theia.cache.plan import PrecomputeSettings
 from lerobot_theia.cache.precompute import Report, precompute
 from lerobot_theia.scripts import cache as cache_command
-from lerobot_theia.scripts.precompute import stop
+from lerobot_theia.scripts.signals import stop
 from tests.datasets import REPO_ID, make_dataset
 from tests.encoder.published_layout import (
     Shapes,

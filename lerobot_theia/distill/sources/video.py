@@ -19,24 +19,8 @@ from lerobot_theia.distill.licenses import required
 from lerobot_theia.distill.sources.interface import Column, reason_of, stamp_of_files
 
 EXTENSIONS = frozenset(
-    [
-        ".3gp",
-        ".avi",
-        ".flv",
-        ".m2ts",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".ogv",
-        ".ts",
-        ".webm",
-        ".wmv",
-    ]
-)
+    [".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"]
+)  # fmt: skip
 """What ends in one of these is a video; other files are not looked at."""
 EARLY_S = 1e-3
 """Time stamps are rounded: what comes so much later than a sample's time still counts as shown at that time."""
