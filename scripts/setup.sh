@@ -35,5 +35,7 @@ echo "setup: .venv/ with $("$python" --version) ($python)"
     "$python" -m venv .venv
 }
 .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
-.venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable ".[$EXTRAS]"
+# Compiled here and once: where PYTHONDONTWRITEBYTECODE is set, as it often is in containers, each command would compile
+# all of LeRobot's imports anew, for 20 seconds.
+.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --constraint constraints.txt --editable ".[$EXTRAS]"
 echo "$wanted" >"$stamp"
