@@ -6,8 +6,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from lerobot.datasets.dataset_metadata import CODEBASE_VERSION, LeRobotDatasetMetadata
+from typing import TYPE_CHECKING
 
 from lerobot_theia.cache.augment import Augment
 from lerobot_theia.cache.errors import CacheDamagedError, CacheError, CacheMismatchError
@@ -20,6 +19,9 @@ from lerobot_theia.cache.source import FileHashes, describe_source
 from lerobot_theia.cache.storage import DTYPES
 from lerobot_theia.encoder import EncoderSpec
 
+if TYPE_CHECKING:
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+
 logger = logging.getLogger(__name__)
 
 
@@ -27,7 +29,7 @@ logger = logging.getLogger(__name__)
 class CacheRequest:
     """What a policy needs of a cache."""
 
-    meta: LeRobotDatasetMetadata
+    meta: "LeRobotDatasetMetadata"
     cameras: tuple[str, ...]
     encoder: EncoderSpec
     encoder_name: str
@@ -41,6 +43,8 @@ class CacheRequest:
 
     def command(self, root: Path) -> str:
         """The command that makes the cache asked for, under `root`, ready for a shell."""
+        from lerobot.datasets.dataset_metadata import CODEBASE_VERSION
+
         meta = self.meta
         words = [
             override("+dataset.repo_id", meta.repo_id),

@@ -3,8 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from typing import TYPE_CHECKING
 
 from lerobot_theia.cache.augment import Augment, check_views
 from lerobot_theia.cache.errors import CacheError
@@ -16,6 +15,9 @@ from lerobot_theia.cache.source import DatasetSource, FileHashes, describe_sourc
 from lerobot_theia.cache.storage import FLOAT_DTYPES, bytes_per_frame, torch_dtype
 from lerobot_theia.encoder import EncoderSpec
 from lerobot_theia.encoder.preprocess import preprocessing_of
+
+if TYPE_CHECKING:
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
 SHARD_BYTES = 64 * 2**20
 SHARDS_PER_CAMERA = 48
@@ -124,7 +126,7 @@ def format_bytes(size: float) -> str:
     raise AssertionError
 
 
-def make_plan(settings: PrecomputeSettings, meta: LeRobotDatasetMetadata, encoder: EncoderSpec) -> Plan:
+def make_plan(settings: PrecomputeSettings, meta: "LeRobotDatasetMetadata", encoder: EncoderSpec) -> Plan:
     """Everything that can be wrong with the request is wrong here, before any work."""
     cache_root = resolve_cache_root(settings.cache_root)
     cameras = select_cameras(meta, settings.cameras)

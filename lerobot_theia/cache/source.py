@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-
-from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from typing import TYPE_CHECKING
 
 from lerobot_theia.cache.errors import CacheError
 from lerobot_theia.cache.files import publish, remove_temporaries, sha256_of_file
 from lerobot_theia.cache.identity import CameraIdentity, DatasetIdentity, canonical_json
+
+if TYPE_CHECKING:  # seconds, which `lerobot-theia-cache ls` need not wait
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class FileHashes:
             publish(self._path, [json.dumps(self._known).encode()])
 
 
-def select_cameras(meta: LeRobotDatasetMetadata, cameras: Iterable[str] | None = None) -> list[str]:
+def select_cameras(meta: "LeRobotDatasetMetadata", cameras: Iterable[str] | None = None) -> list[str]:
     """The RGB cameras to encode, in the dataset's order; all of them unless `cameras` names some.
 
     Raises CacheError for a dataset without cameras, an unknown name, and grayscale or depth cameras.
@@ -93,7 +95,7 @@ def select_cameras(meta: LeRobotDatasetMetadata, cameras: Iterable[str] | None =
     return [name for name in meta.camera_keys if name in set(wanted)]
 
 
-def image_shape(meta: LeRobotDatasetMetadata, camera: str) -> tuple[int, int, int]:
+def image_shape(meta: "LeRobotDatasetMetadata", camera: str) -> tuple[int, int, int]:
     """(height, width, channels) of a camera, whichever way round the dataset names them."""
     feature = meta.features[camera]
     shape = tuple(int(side) for side in feature["shape"])
@@ -106,7 +108,7 @@ def image_shape(meta: LeRobotDatasetMetadata, camera: str) -> tuple[int, int, in
 
 
 def describe_source(
-    meta: LeRobotDatasetMetadata,
+    meta: "LeRobotDatasetMetadata",
     cameras: list[str],
     hashes: FileHashes,
     known_files: dict[str, tuple[SourceFile, ...]] | None = None,
@@ -152,13 +154,13 @@ def describe_source(
     return DatasetSource(identity, files, meta.fps, tables)
 
 
-def missing_files(meta: LeRobotDatasetMetadata, cameras: Iterable[str]) -> list[Path]:
+def missing_files(meta: "LeRobotDatasetMetadata", cameras: Iterable[str]) -> list[Path]:
     """Files with frames of `cameras` that are not on this machine."""
     files = {meta.root / row["file"] for camera in cameras for row in frame_table(meta, camera)}
     return sorted(file for file in files if not file.is_file())
 
 
-def check_frame_index(meta: LeRobotDatasetMetadata) -> None:
+def check_frame_index(meta: "LeRobotDatasetMetadata") -> None:
     """Caches are indexed by the absolute frame index, so episodes must tile 0 .. total_frames."""
     expected = 0
     for episode, (start, stop) in enumerate(
@@ -176,7 +178,7 @@ def check_frame_index(meta: LeRobotDatasetMetadata) -> None:
         )
 
 
-def frame_table(meta: LeRobotDatasetMetadata, camera: str) -> list[dict]:
+def frame_table(meta: "LeRobotDatasetMetadata", camera: str) -> list[dict]:
     """One row per episode: its frames, the file that holds them, and where in it they start (seconds)."""
     episodes = meta.episodes
     is_video = camera in meta.video_keys

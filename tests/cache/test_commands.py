@@ -322,6 +322,18 @@ class TestPrecomputeCommand:
 
 
 @pytest.mark.slow
+def test_the_cache_command_does_not_wait_for_lerobot_to_be_imported(video_cache: FeatureCache) -> None:
+    listing = (
+        "import sys; from lerobot_theia.scripts.cache import main\n"
+        "try: main()\n"
+        "finally: print([name for name in ('lerobot', 'datasets', 'transformers') if name in sys.modules])"
+    )
+    words = [sys.executable, "-c", listing, "ls", str(video_cache.path.parent)]
+    shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert str(video_cache.path) in shown
+    assert shown.splitlines()[-1] == "[]"
+
+
 def test_the_cache_command_is_installed(video_cache: FeatureCache, tmp_path: Path) -> None:
     done = run_command("lerobot-theia-cache", "verify", str(video_cache.path), cwd=tmp_path)
     assert done.returncode == 0 and "every byte is as it was written" in done.stdout
