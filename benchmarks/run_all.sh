@@ -27,13 +27,13 @@ case " $* " in
         measure loader int8 train_diffusion precompute probe >"$log" 2>&1 &
         with_pusht=$!
         status=0
-        measure gather scale train_act gpu || status=$?
+        measure gather scale heads train_act gpu || status=$?
         wait "$with_pusht" || status=$?
         cat "$log"
         exit "$status"
         ;;
     *)
-        measure gather loader scale int8 precompute train_diffusion train_act gpu probe
+        measure gather loader scale int8 heads precompute train_diffusion train_act gpu probe
         "$python" benchmarks/report.py
         "$python" benchmarks/probe_report.py
         ;;

@@ -16,6 +16,8 @@ ON_A_GPU = {
     for part in ("encoder", "latency", "act", "diffusion")
 }
 """Their numbers want a GPU, their code runs on any machine."""
+OF_PARTS = {"heads": ("heads.py",)}
+"""What parts of a step cost; no target."""
 OF_QUALITY = {"probe": ("probe.py", "--suites=pusht"), "pose_error": ("pose_error.py",)}
 """They measure no speed and have no target."""
 
@@ -47,11 +49,13 @@ TRAINING = [pytest.param(name, marks=pytest.mark.exhaustive) for name in ("gpu_a
 """They compile, which takes minutes on a CPU."""
 
 
-@pytest.fixture(scope="module", params=[*CHEAP, *OF_QUALITY, "gpu_encoder", "gpu_latency", *TRAINING])
+@pytest.fixture(
+    scope="module", params=[*CHEAP, *OF_PARTS, *OF_QUALITY, "gpu_encoder", "gpu_latency", *TRAINING]
+)
 def text(request: pytest.FixtureRequest, work: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The result of a quick run, as it was written."""
     out = tmp_path_factory.mktemp(request.param)
-    done = run(work, out, *(CHEAP | ON_A_GPU | OF_QUALITY)[request.param])
+    done = run(work, out, *(CHEAP | OF_PARTS | ON_A_GPU | OF_QUALITY)[request.param])
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     (path,) = out.glob("*/*.json")
     assert path.stem == request.param

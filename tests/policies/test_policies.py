@@ -22,6 +22,7 @@ from lerobot_theia.cache.storage import encode_tokens
 from lerobot_theia.data.keys import scale_key, tokens_key
 from lerobot_theia.encoder import TheiaEncoder
 from lerobot_theia.policies.common.configuration import InvalidSettingError
+from lerobot_theia.policies.common.heads import AttentionHead
 from tests.encoder.published_layout import write_published_checkpoint
 from tests.policies.conftest import (
     CLASSES,
@@ -111,6 +112,27 @@ def test_each_token_head_learns_and_sees(head, shared):
         assert loss_of(policy, changed) != loss_of(policy, batch)
     # Adding to all tokens alike would be no change to a softmax over positions.
     assert loss_of(policy, batch | {key: batch[key].flip(-1)}) != loss_of(policy, batch)
+
+
+def test_the_attention_head_is_torchs_attention_of_one_query():
+    torch.manual_seed(0)
+    head = AttentionHead((6, 3, 4), feature_dim=16).double()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(torch.randn_like(parameter))  # biases begin at 0
+    maps = torch.randn(5, 6, 3, 4, dtype=torch.float64)
+
+    def formula(maps):
+        tokens = head.project(maps.flatten(2).transpose(1, 2)) + head.position
+        return head.norm(head.attention(head.query.expand(5, 1, -1), tokens, tokens)[0].squeeze(1))
+
+    def outcome(forward):
+        head.zero_grad()
+        features = forward(maps)
+        features.sin().sum().backward()
+        return {"features": features} | {name: each.grad for name, each in head.named_parameters()}
+
+    torch.testing.assert_close(outcome(head), outcome(formula), atol=1e-10, rtol=1e-9)
 
 
 def test_a_single_observation_step_comes_with_or_without_its_dimension():

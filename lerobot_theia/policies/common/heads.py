@@ -3,6 +3,7 @@
 import math
 
 import torch
+from einops import rearrange
 from lerobot.policies.diffusion.modeling_diffusion import SpatialSoftmax
 from torch import Tensor, nn
 
@@ -65,7 +66,13 @@ class CompressionHead(TokenHead):
 
 
 class AttentionHead(TokenHead):
-    """One learned query attends to the tokens, which carry learned positions."""
+    """One learned query attends to the tokens, which carry learned positions.
+
+    That is `norm(attention(query, x, x))` of x = project(tokens) + position. There being one query, products are taken in
+    the order that costs least, with the same result: the query goes through the keys' matrix to the tokens, H vectors of D
+    in place of N keys, and values are made of H averages in place of N tokens. For N = 196, D = 192, F = 256 and H = 8 it is
+    1.5 million multiplications a frame in place of 35 million, and gradients likewise.
+    """
 
     NUM_HEADS = 8
 
@@ -84,10 +91,23 @@ class AttentionHead(TokenHead):
         self.norm = nn.LayerNorm(feature_dim)
 
     def forward(self, maps: Tensor) -> Tensor:
-        tokens = self.project(maps.flatten(2).transpose(1, 2)) + self.position  # (B, N, F)
-        query = self.query.expand(len(tokens), -1, -1)
-        pooled, _ = self.attention(query, tokens, tokens, need_weights=False)  # (B, 1, F)
-        return self.norm(pooled.squeeze(1))
+        tokens = maps.flatten(2).transpose(1, 2)  # (B, N, D)
+        of_query, of_keys, of_values = self.attention.in_proj_weight.chunk(3)  # (F, F) each
+        query_bias, _, value_bias = self.attention.in_proj_bias.chunk(
+            3
+        )  # softmax does not see the keys' bias
+        query = torch.addmv(query_bias, of_query, self.query.flatten())  # (F,)
+        per_head = rearrange(query[:, None] * of_keys, "(h c) f -> h c f", h=self.NUM_HEADS).sum(1)
+        per_head = per_head / math.sqrt(
+            self.feature_dim // self.NUM_HEADS
+        )  # (H, F): what each head asks of x
+        scores = tokens @ (per_head @ self.project.weight).T + self.position @ per_head.T  # (B, N, H)
+        weights = scores.softmax(dim=1).transpose(1, 2)  # (B, H, N)
+        seen = self.project(weights @ tokens) + weights @ self.position  # (B, H, F), as weights add up to 1
+        values = torch.einsum(
+            "bhf,hcf->bhc", seen, rearrange(of_values, "(h c) f -> h c f", h=self.NUM_HEADS)
+        )
+        return self.norm(self.attention.out_proj(values.flatten(1) + value_bias))
 
 
 class FlattenHead(TokenHead):
