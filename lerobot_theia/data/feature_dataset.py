@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lerobot_theia.cache import FeatureCache
+from lerobot_theia.cache.reader import Empty, new_tensor
 from lerobot_theia.data.batch import Batch, empty
 from lerobot_theia.data.columns import tensor_columns
 from lerobot_theia.data.keys import frame_key, scale_key, tokens_key
@@ -100,14 +101,18 @@ class FeatureDataset(Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         """A batch at once; PyTorch's loader asks for it and hands the result to its collate function."""
-        batch = self.gather(indices)
         if self._other_columns is None:
-            return [Batch(batch)]
+            return [Batch(self.gather(indices, empty))]
+        batch = self.gather(indices)
         # Language columns have a collate function of LeRobot's own, which wants samples.
         return [{key: value[i] for key, value in batch.items()} for i in range(len(indices))]
 
-    def gather(self, indices: list[int]) -> dict[str, Any]:
-        """The collated batch of samples `indices` (rows of the selected episodes): tensors (B, ...), lists of text."""
+    def gather(self, indices: list[int], allocate: Empty = new_tensor) -> dict[str, Any]:
+        """The collated batch of samples `indices` (rows of the selected episodes): tensors (B, ...), lists of text.
+
+        Tokens lie in what `allocate` gives. Only a `Batch` may be given `batch.empty`, whose memory comes free when the
+        batch has reached its receiver.
+        """
         rows = np.asarray(indices, dtype=np.int64)
         rows = np.where(rows < 0, rows + len(self), rows)
         if rows.size and not (rows.min() >= 0 and rows.max() < len(self)):
@@ -123,14 +128,15 @@ class FeatureDataset(Dataset):
             batch[f"{key}_is_pad"] = torch.from_numpy(outside)
         views = draw_views(rows, len(self.cameras), self.views)
         for (camera, name), drawn in zip(self.cameras.items(), views, strict=True):
-            batch |= self._tokens(camera, name, windows[camera][0] if camera in windows else rows, drawn)
+            of_camera = windows[camera][0] if camera in windows else rows
+            batch |= self._tokens(camera, name, of_camera, drawn, allocate)
         if self._other_columns is not None:
             batch |= {key: list(values) for key, values in self._other_columns[rows].items()}
         batch["task"] = [self._tasks[task] for task in self._columns["task_index"][rows].tolist()]
         return batch
 
     def _tokens(
-        self, camera: str, name: str, rows: np.ndarray, drawn: np.ndarray | None
+        self, camera: str, name: str, rows: np.ndarray, drawn: np.ndarray | None, allocate: Empty
     ) -> dict[str, Tensor]:
         """Of `rows` (B,) or windows (B, S), in the views `drawn` (B,)."""
         frames, views = self._absolute[rows], None
@@ -139,7 +145,7 @@ class FeatureDataset(Dataset):
         if self.on_device is not None:
             return {frame_key(name): torch.from_numpy(self.on_device.rows(frames, views))}
         flat = None if views is None else views.reshape(-1)
-        stored = self._source.gather_stored(camera, frames.reshape(-1), empty, flat)
+        stored = self._source.gather_stored(camera, frames.reshape(-1), allocate, flat)
         tokens = {tokens_key(name): stored.tokens.view(*rows.shape, *stored.tokens.shape[1:])}
         if stored.scale is not None:
             tokens[scale_key(name)] = stored.scale.view(*rows.shape, *stored.scale.shape[1:])

@@ -13,6 +13,7 @@ from lerobot.datasets import EpisodeAwareSampler
 from torch.utils.data import DataLoader, Subset, default_collate
 
 from lerobot_theia.cache import CacheDamagedError, FeatureCache
+from lerobot_theia.data import batch
 from lerobot_theia.data.feature_dataset import FeatureDataset
 from lerobot_theia.data.keys import scale_key, tokens_key
 from lerobot_theia.data.residency import LoadedTokens, load_tokens
@@ -149,6 +150,25 @@ def test_text_columns_come_through(tmp_path: Path) -> None:
         assert_same(without_cameras(served[i]), without_cameras(plain[i]))
     [batch] = DataLoader(served, batch_size=3, sampler=[4, 0, 2])
     assert_same(without_cameras(batch), default_collate([without_cameras(plain[i]) for i in (4, 0, 2)]))
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_a_worker_keeps_shared_memory_for_whole_batches_only(
+    text: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples are copied by the collate function: nobody would say when memory that they lay in is free again."""
+    root = make_dataset(
+        tmp_path / "dataset", episodes=(8, 8), cameras={TOP: (32, 32)}, use_videos=False,
+        extra_features={"note": column("string", 1)} if text else {},
+    )  # fmt: skip
+    served = FeatureDataset(open_dataset(root), cache_of(root, tmp_path / "caches"), {TOP: TOP})
+    slots = batch.Slots()
+    monkeypatch.setattr(batch, "SLOTS", slots)
+    monkeypatch.setattr(batch, "get_worker_info", lambda: "a worker's")
+    monkeypatch.setattr(batch, "SMALL_BYTES", 1)
+    for _ in range(3):
+        _ = served.__getitems__([*range(16)]), served[3]
+    assert len(slots.memory) == (0 if text else 3)
 
 
 def test_a_cache_of_another_length_is_refused(video_dataset: Path, rich_cache: FeatureCache) -> None:
