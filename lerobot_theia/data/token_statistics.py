@@ -3,6 +3,7 @@
 They travel as LeRobot's own do: in `dataset.meta.stats`, under `tokens_key(camera)`.
 """
 
+import copy
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
@@ -56,6 +57,11 @@ def statistics_of_sample(
         tokens = pool_tokens(encoder(frames), pool).flatten(0, 1).double().cpu()  # (n * N, D)
         sums[camera] += torch.stack([tokens.sum(0), tokens.square().sum(0)])
         count[camera] += len(tokens)
+    if streaming and not all(count.values()):
+        raise ValueError(
+            f"{dataset.repo_id}: --dataset.streaming=true gave no frame for token statistics; with --num_workers=0 LeRobot "
+            "makes a stream of no shards, so use --num_workers=1 or more, or a feature cache"
+        )
     statistics = {}
     for camera, name in cameras.items():
         mean, mean_square = sums[camera] / count[camera]
@@ -78,7 +84,10 @@ def sampled_frames(dataset: LeRobotDataset, cameras: Iterable[str]) -> Iterator[
 
 
 def stream_frames(dataset: StreamingLeRobotDataset, cameras: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    for item in itertools.islice(dataset, SAMPLED_FRAMES):
+    # Reading leaves video decoders in a stream, which do not travel to loader workers, and moves its random numbers on.
+    beside = copy.copy(dataset)
+    beside.rng = copy.deepcopy(dataset.rng)
+    for item in itertools.islice(beside, SAMPLED_FRAMES):
         for camera in cameras:
             frames = item[camera]  # (3, H, W) or (S, 3, H, W)
             yield camera, frames.reshape(-1, *frames.shape[-3:])[-1:]

@@ -4,6 +4,7 @@ import importlib.metadata
 import inspect
 import sys
 from collections.abc import Iterator
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -158,6 +159,25 @@ class TestOnline:
             rich_cache, {camera: camera for camera in CAMERAS}
         ).items():
             np.testing.assert_array_equal(train.meta.stats[key]["mean"], statistics["mean"])
+
+    def test_a_stream_begins_at_its_beginning_and_travels_to_workers_after_its_sample(
+        self, image_dataset: Path, tmp_path: Path
+    ) -> None:
+        config = train_config(image_dataset, act(cache_root=str(tmp_path), token_pool=7))
+        config.dataset.streaming, config.num_workers = True, 1
+        untouched, _ = lerobots_own(config)
+        train, _ = serve_features(config, lerobots_own)
+        assert train.meta.stats[tokens_key(TOP)]["mean"].shape == (192,)
+        ForkingPickler.dumps(train)
+        assert next(iter(train))["index"] == next(iter(untouched))["index"]
+
+    def test_a_stream_of_no_shards_is_refused_with_the_way_out(
+        self, image_dataset: Path, tmp_path: Path
+    ) -> None:
+        config = train_config(image_dataset, act(cache_root=str(tmp_path), token_pool=7))
+        config.dataset.streaming, config.num_workers = True, 0
+        with pytest.raises(ValueError, match="--num_workers=1 or more"):
+            serve_features(config, lerobots_own)
 
     def test_image_transforms_make_auto_online(self, rich_dataset: Path, root: str) -> None:
         config = train_config(rich_dataset, act(cache_root=root, token_pool=7))
