@@ -113,9 +113,17 @@ class LoadedTokens:
 
 
 def load_tokens(
-    cache: FeatureCache, cameras: list[str], device: torch.device, frames: FrameRuns | None = None
+    cache: FeatureCache,
+    cameras: list[str],
+    device: torch.device,
+    frames: FrameRuns | None = None,
+    *,
+    shared: bool = False,
 ) -> LoadedTokens:
-    """Read `frames`, by default the plain views of all, shard after shard into a tensor per camera."""
+    """Read `frames`, by default the plain views of all, shard after shard into a tensor per camera.
+
+    `shared` puts these where loader workers will map them; else the first worker's start would hold them twice.
+    """
     frames = FrameRuns.all_of(cache) if frames is None else frames
     shard_frames = cache.manifest.shard_frames
     tables = {}
@@ -133,6 +141,8 @@ def load_tokens(
                     if name not in parts:
                         shape = (len(frames), *part.shape[1:])
                         parts[name] = torch.empty(shape, dtype=part.dtype, device=device)
+                        if shared:
+                            parts[name].share_memory_()
                     parts[name][before + wanted.start - start : before + wanted.stop - start].copy_(part)
         rows = {name: part.flatten(0, 1) for name, part in parts.items()}
         tables[camera] = StoredTokens(rows["tokens"], rows.get("scale"))
@@ -197,10 +207,18 @@ def free_in_container() -> int:
 
 def free_memory(num_workers: int = 0) -> int:
     """Bytes that this process may take; with loader workers, in the shared memory that tensors reach them through."""
-    # Processes of one run on one machine each load a copy.
-    memory = min(psutil.virtual_memory().available, free_in_container()) // int(
-        os.environ.get("LOCAL_WORLD_SIZE", "1")
-    )
+    memory = min(psutil.virtual_memory().available, free_in_container())
     if num_workers and SHARED_MEMORY.is_dir():
         memory = min(memory, psutil.disk_usage(str(SHARED_MEMORY)).free)
-    return memory
+    return memory // processes_to_load()
+
+
+def processes_to_load() -> int:
+    """How many processes of this run are yet to load their copy of the tokens on this machine, this one among them."""
+    everywhere, here, of_machine = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+    )
+    # LeRobot has a run's first process load before all others: those beside it find its copy taken already.
+    after_the_first = everywhere == here > 0
+    return of_machine - 1 if after_the_first else of_machine

@@ -202,6 +202,29 @@ def test_processes_of_one_machine_share_its_memory(
     assert choose_residency("auto", rich_cache, list(CAMERAS), len(rich_cache), CPU) == "disk"
 
 
+def test_those_beside_a_runs_first_process_find_its_copy_loaded(
+    rich_cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LeRobot lets the first load before the others: of 4 copies' worth it leaves 3 to the second, who needs half of that."""
+    size = 2 * len(rich_cache) * 4 * 192 * 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    found = []
+    for rank, left in (("0", 4 * size), ("1", 3 * size)):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        memory_of(monkeypatch, left)
+        found.append(choose_residency("auto", rich_cache, list(CAMERAS), len(rich_cache), CPU))
+    assert found == ["memory", "memory"]
+    monkeypatch.setenv("RANK", "3")  # of another machine, where two begin at once
+    assert choose_residency("auto", rich_cache, list(CAMERAS), len(rich_cache), CPU) == "disk"
+
+
+def test_for_workers_tokens_are_loaded_into_shared_memory(rich_cache: FeatureCache) -> None:
+    for shared in (False, True):
+        loaded = load_tokens(rich_cache, list(CAMERAS), CPU, shared=shared)
+        assert all(table.tokens.is_shared() == shared for table in loaded.tables.values())
+
+
 def test_an_unknown_residency_lists_the_known_ones() -> None:
     with pytest.raises(InvalidSettingError, match="auto, disk, memory, device"):
         act(cache_residency="gpu")
