@@ -1,5 +1,6 @@
 """`--policy.compile_model=true`"""
 
+import copy
 import logging
 
 import pytest
@@ -38,6 +39,24 @@ def test_a_compiled_policy_is_the_same_policy(kind, caplog, tmp_path, monkeypatc
     assert compiled.state_dict().keys() == eager.state_dict().keys()
     compiled.save_pretrained(tmp_path)
     CLASSES[kind][1].from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_a_copy_of_a_compiled_policy_has_weights_of_its_own(kind, monkeypatch):
+    capture = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda forward, mode: capture(forward, backend="eager"))
+    policy = make_policy(kind, compile_model=True).train()
+    batch = with_tokens(training_batch(policy), policy, torch.float16)
+    before = loss_of(policy, batch)
+    average = copy.deepcopy(policy)
+    assert loss_of(average, batch) == before
+    with torch.no_grad():
+        for parameter in (
+            average.get_optim_params()[0]["params"] if kind == "theia_act" else average.get_optim_params()
+        ):
+            parameter.zero_()
+    assert loss_of(average, batch) != before
+    assert loss_of(policy, batch) == before
 
 
 @pytest.mark.parametrize("kind", POLICIES)

@@ -1,5 +1,6 @@
 """torch.compile with a way back."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,12 @@ class CompiledForward:
     """
 
     def __init__(self, forward: Callable[..., Any], mode: str) -> None:
-        self.eager = forward
+        self.eager, self.mode = forward, mode
         self.compiled: Callable[..., Any] | None = torch.compile(forward, mode=mode)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledForward":
+        """Of the copied module; what is compiled belongs to the original."""
+        return CompiledForward(copy.deepcopy(self.eager, memo), self.mode)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.compiled is not None:
