@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lerobot.configs import PreTrainedConfig
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.configs.types import FeatureType
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
@@ -37,6 +38,8 @@ def serve_features(cfg: TrainPipelineConfig, original: Callable[[Any], tuple]) -
     settings = cfg.trainable_config
     if not isinstance(settings, FeatureSettings):
         return original(cfg)
+    if settings.pretrained_path is not None and settings.encoder_spec is None:  # type: ignore[attr-defined]
+        settings.take_encoder_of(PreTrainedConfig.from_pretrained(settings.pretrained_path))  # type: ignore[attr-defined, arg-type]
     settings.step_seeds = StepSeeds.of_run(cfg)  # type: ignore[attr-defined]  # for the policy made from these settings
     must_be_online = why_online(cfg)
     if must_be_online and settings.features == "cached":
@@ -116,7 +119,7 @@ def serve_cache(
     )
     in_memory = None
     if residency == "memory":
-        in_memory = load_tokens(cache, list(cameras), torch.device("cpu"), frames)
+        in_memory = load_tokens(cache, list(cameras), torch.device("cpu"), frames, shared=num_workers > 0)
     elif residency == "device":
         on_device = load_tokens(cache, list(cameras), device, frames)
         # The policy is made from these settings and finds its tokens there, under its own names of the cameras.

@@ -69,3 +69,10 @@ class FeatureSettings:
             raise ValueError(f"token_pool={self.token_pool} must be at least 1")
         # A Theia config exists, so training may follow; nobody else's training is touched.
         seam.install()
+
+    def take_encoder_of(self, checkpoint: "FeatureSettings") -> None:
+        """The encoder of a checkpoint whose policy is made from these settings, where they were not read from it
+        (`--policy.type=... --policy.pretrained_path=...`). An encoder that flags name is left, to be compared."""
+        self.encoder_spec = checkpoint.encoder_spec
+        if self.encoder == DEFAULT_ENCODER:
+            self.encoder, self.encoder_revision = checkpoint.encoder, checkpoint.encoder_revision

@@ -11,15 +11,16 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import filter_repo_objects
-from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 from lerobot.configs.default import DatasetConfig
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
-from lerobot.utils.constants import ACTION
+from lerobot.utils.constants import ACTION, OBS_STATE
 from safetensors.torch import load_file, save_file
 
 from lerobot_theia.cache.storage import encode_tokens
 from lerobot_theia.data.keys import scale_key, tokens_key
+from lerobot_theia.data.settings import DEFAULT_ENCODER
 from lerobot_theia.encoder import TheiaEncoder
 from lerobot_theia.policies.common.configuration import InvalidSettingError
 from lerobot_theia.policies.common.heads import AttentionHead
@@ -244,6 +245,52 @@ def test_another_encoder_cannot_be_asked_of_a_checkpoint(tmp_path: Path):
     config = PreTrainedConfig.from_pretrained(tmp_path, cli_overrides=["--encoder=random-small"])
     with pytest.raises(ValueError, match=r"random-tiny.*random-small"):
         CLASSES["theia_act"][1].from_pretrained(tmp_path, config=config)
+
+
+def test_nor_one_from_a_folder_unless_it_is_the_same(tmp_path: Path):
+    """Whose place may be another by now."""
+    first = write_published_checkpoint(tmp_path / "first")
+    other = shutil.copytree(first, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    next(each for name, each in tensors.items() if name.endswith("cls_token")).add_(1)
+    save_file(tensors, other / "model.safetensors")
+    policy = make_policy("theia_act", encoder=str(first))
+    policy.save_pretrained(tmp_path / "checkpoint")
+    moved = first.rename(tmp_path / "moved")
+    asked = (f"--encoder={folder}" for folder in (moved, other))
+    same, another = (
+        PreTrainedConfig.from_pretrained(tmp_path / "checkpoint", cli_overrides=[each]) for each in asked
+    )
+    loaded = CLASSES["theia_act"][1].from_pretrained(tmp_path / "checkpoint", config=same)
+    assert loaded.config.encoder == str(moved)
+    with pytest.raises(ValueError, match=r"leave --policy\.encoder out"):
+        CLASSES["theia_act"][1].from_pretrained(tmp_path / "checkpoint", config=another)
+
+
+def test_a_config_of_flags_takes_the_checkpoints_encoder(tmp_path: Path):
+    """`--policy.type=theia_act --policy.pretrained_path=...`"""
+    policy = make_policy("theia_act").eval()
+    policy.save_pretrained(tmp_path)
+    flags = make_config("theia_act", encoder=DEFAULT_ENCODER)
+    loaded = CLASSES["theia_act"][1].from_pretrained(tmp_path, config=flags)
+    batch = training_batch(policy)
+    assert torch.equal(loss_of(loaded, batch), loss_of(policy, batch))
+    assert loaded.config.encoder == "random-tiny"
+    with pytest.raises(ValueError, match=r"random-tiny.*random-small"):
+        CLASSES["theia_act"][1].from_pretrained(
+            tmp_path, config=make_config("theia_act", encoder="random-small")
+        )
+
+
+@pytest.mark.parametrize("use_vae", [True, False])
+def test_act_does_without_a_state(use_vae: bool):
+    cameras = {name: PolicyFeature(FeatureType.VISUAL, (3, *size)) for name, size in ONE_CAMERA.items()}
+    policy = make_policy("theia_act", input_features=cameras, use_vae=use_vae).train()
+    batch = training_batch(policy)
+    del batch[OBS_STATE]
+    loss_of(policy, batch).backward()
+    policy.eval().reset()
+    assert policy.select_action({name: batch[name] for name in cameras}).shape == (2, 2)
 
 
 @pytest.mark.parametrize("place", ["theia-tiny-cdiv", "mine"])

@@ -132,6 +132,27 @@ def test_lerobot_evals_loop_makes_one_encoder_call_per_plan(kind, calls, count_e
     assert count_encoded() == calls
 
 
+@pytest.mark.parametrize("kind", POLICIES)
+def test_a_camera_may_write_each_frame_where_the_last_one_was(kind):
+    policy = make_policy(kind).eval()
+    frames = [observation(policy, seed=step) for step in range(9)]
+    place = {key: value.clone() for key, value in frames[0].items()}
+
+    def actions(overwrite: bool) -> torch.Tensor:
+        policy.reset()
+        torch.manual_seed(1)
+        taken = []
+        for frame in frames:
+            if overwrite:
+                for key, value in frame.items():
+                    place[key].copy_(value) if key.startswith("observation.image") else None
+                frame = frame | {key: place[key] for key in policy.config.image_features}
+            taken.append(policy.select_action(frame))
+        return torch.stack(taken)
+
+    assert torch.equal(actions(overwrite=True), actions(overwrite=False))
+
+
 def test_diffusion_plans_the_same_from_its_queue_as_from_a_batch():
     policy = make_policy("theia_diffusion", TWO_CAMERAS).eval()
     batch = training_batch(policy, size=2)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from huggingface_hub import ModelCard
+from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
@@ -22,6 +23,18 @@ from lerobot_theia.policies.common.compiling import compile_forward
 from lerobot_theia.policies.common.features import FrozenFeatures, has_tokens
 
 logger = logging.getLogger(__name__)
+
+
+SOURCE = (
+    "force_download",
+    "resume_download",
+    "proxies",
+    "token",
+    "cache_dir",
+    "local_files_only",
+    "revision",
+)
+"""Of `from_pretrained`'s arguments, those that say where the files are."""
 
 
 class TheiaPolicy(PreTrainedPolicy):
@@ -78,8 +91,13 @@ class TheiaPolicy(PreTrainedPolicy):
             )
 
     @classmethod
-    def from_pretrained(cls, pretrained_name_or_path: str | Path, **kwargs: Any) -> Self:
-        return super().from_pretrained(pretrained_name_or_path, **kwargs, from_checkpoint=True)
+    def from_pretrained(
+        cls, pretrained_name_or_path: str | Path, *, config: Any = None, **kwargs: Any
+    ) -> Self:
+        if config is not None:
+            source = {name: value for name, value in kwargs.items() if name in SOURCE}
+            agree_on_the_encoder(config, PreTrainedConfig.from_pretrained(pretrained_name_or_path, **source))
+        return super().from_pretrained(pretrained_name_or_path, config=config, **kwargs, from_checkpoint=True)
 
     @classmethod
     def _load_as_safetensor(cls, model: Self, model_file: str, map_location: str, strict: bool) -> Self:
@@ -103,27 +121,37 @@ class TheiaPolicy(PreTrainedPolicy):
 
 
 def carried_encoder(config: Any) -> EncoderSpec:
-    spec = config.encoder_spec
-    if spec is None:
+    if config.encoder_spec is None:
         raise ValueError(
             "the checkpoint's config.json does not describe its encoder (encoder_spec): it was not written by a Theia "
             "policy, or was edited"
         )
-    if names_another(config.encoder, spec):
-        raise ValueError(
-            f"the checkpoint carries the encoder {spec.name!r}, its policy was trained on that one's tokens and cannot "
-            f"take those of {config.encoder!r}; leave --policy.encoder out"
-        )
-    return spec
+    return config.encoder_spec
 
 
-def names_another(encoder: str, spec: EncoderSpec) -> bool:
-    """Whether `--policy.encoder` surely means another encoder than the checkpoint's.
+def agree_on_the_encoder(config: Any, checkpoint: Any) -> None:
+    """`config`, with which a checkpoint is to be loaded, may name the encoder otherwise than the checkpoint's own config
+    does, if it is the same one: a folder may have been moved since. It is loaded to see that.
 
-    Only short names say so: a folder may have been moved or renamed since.
+    Raises:
+        ValueError: if it is another.
     """
-    name = canonical_name(encoder)
-    return name in known_encoders() and name != spec.name
+    if config.encoder_spec is None:
+        config.take_encoder_of(checkpoint)
+    spec = carried_encoder(config)
+    name = canonical_name(config.encoder)
+    if name == canonical_name(checkpoint.encoder) or name == spec.name:
+        return
+    if name not in known_encoders():
+        named = TheiaEncoder.from_pretrained(
+            config.encoder, revision=config.encoder_revision, translators=False
+        )
+        if named.spec.weights_sha256 == spec.weights_sha256:
+            return
+    raise ValueError(
+        f"the checkpoint carries the encoder {spec.name!r}, its policy was trained on that one's tokens and cannot "
+        f"take those of {config.encoder!r}; leave --policy.encoder out"
+    )
 
 
 def encoder_section(spec: EncoderSpec) -> str:

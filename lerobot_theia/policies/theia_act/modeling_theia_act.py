@@ -14,6 +14,7 @@ from lerobot.policies.act.modeling_act import (
     ACTSinusoidalPositionEmbedding2d,
     ACTTemporalEnsembler,
 )
+from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 from torch import Tensor, nn
 
 from lerobot_theia.policies.common.compiling import compile_forward
@@ -41,6 +42,13 @@ class TheiaACT(ACT):
         self.encoder_cam_feat_pos_embed = ACTSinusoidalPositionEmbedding2d(config.dim_model // 2)
         if config.compile_model:
             compile_forward(self, config.compile_mode)
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor] | tuple[None, None]]:
+        if OBS_STATE not in batch:
+            # LeRobot's asks it for its device, whether the policy has a state or not.
+            maps = batch[OBS_IMAGES][0]
+            batch = batch | {OBS_STATE: maps.new_empty(len(maps), 0)}
+        return super().forward(batch)
 
 
 class TheiaACTPolicy(TheiaPolicy, ACTPolicy):

@@ -83,8 +83,9 @@ class TheiaDiffusionPolicy(TheiaPolicy, DiffusionPolicy):
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> Tensor:
-        """As LeRobot's, but the queue of observations keeps frames until an action is planned from them."""
-        observation = Observation({camera: batch[camera] for camera in self.config.image_features})
+        """As LeRobot's, but the queue of observations keeps frames until an action is planned from them; copies, as a
+        camera may write its next frame where this one was."""
+        observation = Observation({camera: batch[camera].clone() for camera in self.config.image_features})
         step: dict[str, Any] = {key: value for key, value in batch.items() if key != ACTION}
         self._queues = populate_queues(self._queues, step | {OBS_IMAGES: observation})
         if not self._queues[ACTION]:
