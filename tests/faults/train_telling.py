@@ -31,9 +31,9 @@ class TellingRecord(logging.LogRecord):
 
 
 class TellingDataset(FeatureDataset):
-    def gather(self, indices: list[int]) -> dict[str, Any]:
+    def gather(self, indices: list[int], *how: Any) -> dict[str, Any]:
         tell(f"samples.{os.environ.get('RANK', '0')}", " ".join(map(str, indices)))
-        return super().gather(indices)
+        return super().gather(indices, *how)
 
 
 def tell(what: str, line: str) -> None:
