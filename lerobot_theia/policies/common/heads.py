@@ -93,14 +93,12 @@ class AttentionHead(TokenHead):
     def forward(self, maps: Tensor) -> Tensor:
         tokens = maps.flatten(2).transpose(1, 2)  # (B, N, D)
         of_query, of_keys, of_values = self.attention.in_proj_weight.chunk(3)  # (F, F) each
-        query_bias, _, value_bias = self.attention.in_proj_bias.chunk(
-            3
-        )  # softmax does not see the keys' bias
+        # Keys' bias adds the same to all scores of a head, which softmax does not see.
+        query_bias, _, value_bias = self.attention.in_proj_bias.chunk(3)
         query = torch.addmv(query_bias, of_query, self.query.flatten())  # (F,)
+        # (H, F): what each head asks of x
         per_head = rearrange(query[:, None] * of_keys, "(h c) f -> h c f", h=self.NUM_HEADS).sum(1)
-        per_head = per_head / math.sqrt(
-            self.feature_dim // self.NUM_HEADS
-        )  # (H, F): what each head asks of x
+        per_head = per_head / math.sqrt(self.feature_dim // self.NUM_HEADS)
         scores = tokens @ (per_head @ self.project.weight).T + self.position @ per_head.T  # (B, N, H)
         weights = scores.softmax(dim=1).transpose(1, 2)  # (B, H, N)
         seen = self.project(weights @ tokens) + weights @ self.position  # (B, H, F), as weights add up to 1
