@@ -99,7 +99,7 @@ def record_metaworld(
         randomize: what looks different in each episode: any of `light`, `camera`, `texture`. An evaluation renders
             the plain scene. What was drawn is kept in the dataset, in meta/randomization.json.
         overwrite: replace a dataset at `root`.
-        if_missing: keep a dataset at `root` if its counts are right, and return at once.
+        if_missing: keep a dataset at `root` if it is whole, of this task and from this seed on, and return at once.
         num_workers: simulating processes beside this one, which encodes; 0 does all of it here.
         progress: show a progress bar.
 
@@ -126,6 +126,7 @@ def record_metaworld(
         num_episodes=num_episodes,
         num_frames=None,
         max_episode_frames=MAX_EPISODE_FRAMES,
+        origin={"task": name, "first_seed": seed},
         randomize=kinds,
     )
     if there := already_there(plan, overwrite=overwrite, if_missing=if_missing):

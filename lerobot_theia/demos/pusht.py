@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import importlib.metadata
 import os
 import sys
@@ -122,14 +123,15 @@ def record_pusht(
         environment_state: also record the 8 corners of the block (x, y in [0, 512]), as gym-pusht's
             `environment_state_agent_pos` observes them.
         overwrite: replace a dataset at `root`.
-        if_missing: keep a dataset at `root` if its counts are right, and return at once.
+        if_missing: keep a dataset at `root` if it is whole and of these actions, and return at once.
         num_workers: simulating processes beside this one, which encodes; 0 does all of it here.
         progress: show a progress bar.
 
     Raises:
         RecordingError: if an episode does not end in success, exactly with its last action.
     """
-    expert = ExpertActions.load(Path(actions_path)).first(num_episodes)
+    actions_path = Path(actions_path)
+    expert = ExpertActions.load(actions_path).first(num_episodes)
     lengths = [len(actions) for actions in expert.actions]
     plan = Plan(
         root=dataset_root(root, repo_id),
@@ -140,6 +142,7 @@ def record_pusht(
         num_episodes=len(lengths),
         num_frames=sum(lengths),
         max_episode_frames=max(lengths),
+        origin={"actions_sha256": hashlib.sha256(actions_path.read_bytes()).hexdigest()},
     )
     if there := already_there(plan, overwrite=overwrite, if_missing=if_missing):
         return there

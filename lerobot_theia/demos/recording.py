@@ -22,6 +22,8 @@ import numpy as np
 
 Features = dict[str, dict[str, Any]]
 
+ORIGIN = "meta/recorded_from.json"
+"""In each recorded dataset: which demonstrations these are; see `Plan.origin`."""
 RANDOMIZATION = "meta/randomization.json"
 """In a dataset of randomised scenes: what was randomised, and for each episode its seed and what was drawn."""
 
@@ -70,6 +72,7 @@ class Plan:
         num_episodes: episodes in the finished dataset.
         num_frames: frames in the finished dataset; None if only the recording will tell.
         max_episode_frames: no episode is longer; sizes the queue of the video encoder.
+        origin: for JSON: what tells these demonstrations from others of the same shape, such as their first seed.
         randomize: what of the scene each episode changes; what it was changed to is kept in RANDOMIZATION.
     """
 
@@ -81,6 +84,7 @@ class Plan:
     num_episodes: int
     num_frames: int | None
     max_episode_frames: int
+    origin: dict[str, Any]
     randomize: tuple[str, ...] = ()
 
 
@@ -204,6 +208,7 @@ def _record(root: Path, plan: Plan, episodes: Episodes, progress: bool) -> None:
             drawn.append({"episode_index": number - 1, **(episode.drawn or {})})
             bar.set_postfix_str(f"episode {number}/{plan.num_episodes}", refresh=False)
             bar.update(len(episode))
+    (root / ORIGIN).write_text(json.dumps(plan.origin, indent=1) + "\n")
     if plan.randomize:
         told = {"randomize": plan.randomize, "episodes": drawn}
         (root / RANDOMIZATION).write_text(json.dumps(told, indent=1) + "\n")
@@ -240,7 +245,7 @@ def _put_into_place(new: Path, root: Path, old: Path) -> None:
 
 
 def check_dataset(root: Path, plan: Plan) -> int:
-    """Count episodes, rows and video frames of the dataset at `root`, and compare them with the plan.
+    """Count episodes, rows and video frames of the dataset at `root`, and compare them and their origin with the plan.
 
     Reads only metadata and file headers: milliseconds.
 
@@ -262,6 +267,13 @@ def check_dataset(root: Path, plan: Plan) -> int:
         "rows in data/": (sum(pq.read_metadata(f).num_rows for f in root.glob("data/*/*.parquet")), frames),
         "tasks": (list(pd.read_parquet(root / "meta" / "tasks.parquet").index), [plan.task]),
     }
+    expected["episodes in meta/"] = (
+        sum(pq.read_metadata(f).num_rows for f in root.glob("meta/episodes/*/*.parquet")),
+        plan.num_episodes,
+    )
+    expected["meta/stats.json"] = ((root / "meta" / "stats.json").is_file(), True)
+    origin = json.loads((root / ORIGIN).read_text()) if (root / ORIGIN).exists() else None
+    expected[ORIGIN] = (origin, plan.origin)
     told = json.loads((root / RANDOMIZATION).read_text()) if (root / RANDOMIZATION).exists() else {}
     expected["randomized"] = (told.get("randomize", []), list(plan.randomize))
     expected["randomized episodes"] = (

@@ -19,7 +19,7 @@ pytest.importorskip(
 )
 
 from lerobot_theia.demos.metaworld import _Attempt, _shrink, _successes, metaworld_features
-from lerobot_theia.demos.recording import RANDOMIZATION, Episode, RecordingError
+from lerobot_theia.demos.recording import ORIGIN, RANDOMIZATION, Episode, RecordingError
 
 PROBE = """
 from lerobot_theia.demos.metaworld import _environment, _look_up, _reset
@@ -80,10 +80,18 @@ def test_two_episodes(renderer: str, tmp_path: Path) -> None:
     first, last = dataset[0]["observation.image"], dataset[len(dataset) - 1]["observation.image"]
     assert first.std() > 0.05
     assert (first - last).abs().mean() > 0.01
-    assert not np.array_equal(
-        table["observation.environment_state"][0],
-        table["observation.environment_state"][int(len(dataset) - 1)],
-    )
+    states = np.stack(table["observation.environment_state"])
+    one, other = (int(start) for start in dataset.meta.episodes["dataset_from_index"])
+    assert not np.array_equal(states[one], states[other])
+    # The full state is of the same moment as what the policy is told of it: the gripper's place and opening.
+    np.testing.assert_allclose(states[:, :4], np.stack(table["observation.state"]), atol=1e-6)
+    assert np.abs(np.diff(states[:, :3], axis=0)).max() > 0.001
+    assert json.loads((root / ORIGIN).read_text()) == {"task": "drawer-open-v3", "first_seed": 0}
+    code = "import sys; from lerobot_theia.demos.metaworld import main; sys.exit(main(sys.argv[1:]))"
+    more = ["--task", "drawer-open", "--root", str(root), *options, "--if-missing"]
+    assert run(code, renderer, *more).returncode == 0
+    others = run(code, renderer, *more, "--seed", "7")
+    assert others.returncode == 1 and "'first_seed': 0} (expected" in others.stderr
 
 
 RECORD_BOTH = """

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +30,7 @@ from lerobot_theia.demos.pusht import (
 )
 from lerobot_theia.demos.recording import RANDOMIZATION, RecordingError
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 EPISODES = 2
 BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
 
@@ -61,6 +66,13 @@ def simulated(episode: int, frame: int) -> dict[str, np.ndarray]:
 def to_uint8(image) -> np.ndarray:
     """(3, H, W) float in [0, 1] to (H, W, 3) uint8."""
     return (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+
+
+def corners(episode: int, frame: int) -> np.ndarray:
+    """(16,) Of the block, as the simulator knows them."""
+    simulated(episode, frame)
+    pusht = _environment().unwrapped
+    return pusht.get_keypoints(pusht._block_shapes).flatten().astype(np.float32)
 
 
 def test_features_are_those_of_lerobot_pusht(video_root: Path) -> None:
@@ -113,11 +125,14 @@ def test_frame_holds_the_observation_before_its_action(
 
 
 def test_environment_state_is_recorded_on_request(image_root: Path) -> None:
+    """That before the action, as pictures are: at frame 40 the block moves."""
     dataset = load(image_root)
-    simulated(0, 0)
-    pusht = _environment().unwrapped
-    corners = pusht.get_keypoints(pusht._block_shapes).flatten().astype(np.float32)
-    np.testing.assert_array_equal(dataset[0]["observation.environment_state"], corners)
+    before = corners(0, 39)
+    for episode, frame in ((0, 0), (0, 40), (1, 0)):
+        index = dataset.meta.episodes["dataset_from_index"][episode] + frame
+        recorded = dataset[index]["observation.environment_state"]
+        np.testing.assert_array_equal(recorded, corners(episode, frame))
+    assert not np.array_equal(before, corners(0, 40)) and not np.array_equal(corners(0, 40), corners(0, 41))
     assert dataset.meta.features["observation.image"]["dtype"] == "image"
 
 
@@ -177,6 +192,70 @@ def test_a_dataset_of_randomised_scenes_is_not_taken_for_a_plain_one(
     (root / RANDOMIZATION).write_text(json.dumps(told))
     with pytest.raises(RecordingError, match=r"randomized: \['light'\] \(expected \[\]\)"):
         record_pusht(root, num_episodes=EPISODES, if_missing=True)
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("meta/episodes", r"episodes in meta/: 0 \(expected 2\)"),
+        ("meta/stats.json", r"meta/stats.json: False \(expected True\)"),
+        ("meta/recorded_from.json", r"meta/recorded_from.json: None \(expected \{'actions_sha256': "),
+    ],
+)
+def test_a_dataset_that_is_not_whole_is_not_kept(
+    video_root: Path, tmp_path: Path, lost: str, message: str
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(video_root, root)
+    shutil.rmtree(root / lost) if (root / lost).is_dir() else (root / lost).unlink()
+    with pytest.raises(RecordingError, match=message):
+        record_pusht(root, num_episodes=EPISODES, if_missing=True)
+
+
+def test_demonstrations_of_other_actions_are_not_kept(video_root: Path, tmp_path: Path) -> None:
+    """As many and as long, but others."""
+    with np.load(DEFAULT_ACTIONS) as file:
+        first = {name: file[name] for name in ("seed", "length", "action")}
+    np.savez(tmp_path / "others.npz", **first | {"seed": first["seed"] + 1})
+    with pytest.raises(RecordingError, match=r"recorded_from.json: .*actions_sha256"):
+        record_pusht(video_root, num_episodes=EPISODES, if_missing=True, actions_path=tmp_path / "others.npz")
+
+
+def test_a_recorder_that_is_ended_leaves_nothing_and_nobody(tmp_path: Path) -> None:
+    root = tmp_path / "datasets" / "pusht"
+    command = [sys.executable, "scripts/record_pusht_demos.py", f"--root={root}", "--workers=2"]
+    process = subprocess.Popen(
+        command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        said = ""
+        while "episode 1/260" not in said:
+            read = process.stderr.read(1)
+            assert read, said
+            said += read
+        process.terminate()
+        process.stderr.read()
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+        assert list(root.parent.iterdir()) == []
+        deadline = time.monotonic() + 30
+        while (left := workers_of(process.pid)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not left
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def workers_of(session: int) -> list[int]:
+    """Processes of a session that are still there."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, of = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(of) == session and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
 
 
 def test_existing_root(video_root: Path, tmp_path: Path) -> None:
