@@ -44,6 +44,15 @@ class Record:
     """Whose times these are; empty if it was begun before this was noted."""
     begun: dict[str, Any] = field(default_factory=dict)
     """Date, versions and code when it began: an evaluation may come later."""
+    resumed_with: list[dict[str, Any]] = field(default_factory=list)
+    """The same each time when it went on with other versions or code than before."""
+
+    def goes_on_with(self, now: dict[str, Any]) -> None:
+        """Note that it was interrupted, and what it goes on with if that is not what it had."""
+        self.interruptions += 1
+        before = self.resumed_with[-1] if self.resumed_with else self.begun
+        if any(before.get(name) != now[name] for name in ("versions", "code")):
+            self.resumed_with.append(now)
 
     @classmethod
     def load(cls, path: Path) -> "Record | None":
@@ -98,7 +107,8 @@ class Clock:
                 self._loss = float(found[1])
             if found := SAVING.search(line):
                 self._saved(int(found[1]))
-        if self.limit_s is not None and self.seconds >= self.limit_s:
+        done = self.record.steps in self.record.seconds  # ending takes a moment, too
+        if self.limit_s is not None and self.seconds >= self.limit_s and not done:
             self.record.out_of_time = True
         return self.record.out_of_time
 

@@ -1,5 +1,6 @@
 """Run experiments: data, training, evaluation at each budget, result."""
 
+import itertools
 import json
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from benchmarks.quality.results import Results
 from benchmarks.quality.settings import Experiment, SettingsError, Training, encoder_name
 from benchmarks.quality.status import status
 from benchmarks.quality.trainings import Runner, made_with
+from lerobot_theia.cache.files import sha256_of_file
 
 ACTIONS = ("run", "status", "commands")
 ERRORS = (ArmError, SettingsError, CommandError, InUseError, evaluations.EvaluationError)
@@ -54,13 +56,15 @@ def start(config: Mapping[str, Any]) -> None:
 
 
 def check_free(plan: Sequence[Training], results: Results, episodes: int) -> None:
-    """Raises SettingsError where a result would replace one of other settings."""
-    for experiment in (each for training in plan for each in training.experiments(episodes)):
-        if differing := results.in_the_way(experiment):
-            raise SettingsError(
-                f"{results.path(experiment)} was measured with other settings: {differing}. To put new ones in its place, "
-                "replace=true; to keep it, out=<another folder>"
-            )
+    """Raises SettingsError where results would replace those of other settings."""
+    experiments = [each for training in plan for each in training.experiments(episodes)]
+    taken = [(each, differing) for each in experiments if (differing := results.in_the_way(each))]
+    if taken:
+        files = "\n".join(f"  {results.path(each)}: {differing}" for each, differing in taken)
+        raise SettingsError(
+            f"of {len(experiments)} results, {len(taken)} would take the place of what was measured with other settings:\n"
+            f"{files}\nTo put new ones in their place, replace=true; to keep them, out=<another folder>, or leave these arms out"
+        )
 
 
 def run_training(
@@ -87,6 +91,10 @@ def run_training(
                 "encoder": encoder(training, runner.work),
                 "evaluation": found,
                 "videos": videos,
+                "video_sha256": {
+                    name: sha256_of_file(runner.work.videos(experiment) / name)
+                    for name in itertools.chain(*videos.values())
+                },
                 "machine": machine,
                 **made_with(),
             },
@@ -106,7 +114,7 @@ def evaluate(
     """What lerobot-eval finds with the policy after `step` steps, and the names of the videos kept under `videos/`."""
     training, work = experiment.training, runner.work
     checkpoint = checkpoint_after(step, experiment, work)
-    output, videos = work.evaluation(experiment), work.root / "videos" / experiment.name
+    output, videos = work.evaluation(experiment), work.videos(experiment)
     for folder in (output, videos):
         shutil.rmtree(folder, ignore_errors=True)
     command = commands.evaluate(experiment, checkpoint, output)
@@ -141,6 +149,7 @@ def trained(training: Training, record: Record, step: int) -> dict[str, Any]:
         "out_of_time": record.out_of_time,
         "cores_used_by_others": record.cores_used_by_others,
         "begun": record.begun,
+        "resumed_with": record.resumed_with,
     }
 
 

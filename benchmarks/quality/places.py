@@ -16,10 +16,7 @@ class Work:
     def task(self, suite: Suite, task: str, arm: Arm) -> Path:
         """Demonstrations of a task, recorded as suite and arm want them, and what is made of them for all such arms."""
         looks = f"-{arm.randomize.replace(',', '+')}" if arm.randomize else ""
-        script, *arguments = suite.recorder
-        how = digest(
-            {"recorder": [Path(script).name, *arguments], "randomize": VERSION if arm.randomize else None}
-        )
+        how = digest({**suite.recording, "randomize": VERSION if arm.randomize else None})
         return self.root / suite.name / f"{task}-{suite.recorded}{looks}-{how[:6]}"
 
     def dataset(self, suite: Suite, task: str, arm: Arm, sees: str) -> Path:
@@ -47,6 +44,9 @@ class Work:
 
     def evaluation(self, experiment: Experiment) -> Path:
         return self.root / "evaluations" / f"{experiment.name}--{digest(experiment.settings)}"
+
+    def videos(self, experiment: Experiment) -> Path:
+        return self.root / "videos" / experiment.name
 
 
 def repo_id(suite: Suite, task: str, sees: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from benchmarks.quality.arms import check_flags, load_arm
 from benchmarks.quality.settings import SCENES, SettingsError, Suite, Training, slug
+from lerobot_theia.distill.seeds import FIRST_EVALUATION_SEED
 
 
 def make_plan(config: Mapping[str, Any], device: str) -> list[Training]:
@@ -26,6 +27,11 @@ def make_plan(config: Mapping[str, Any], device: str) -> list[Training]:
         raise SettingsError(
             f"demonstrations={most}, but suite {suite.name} records suite.recorded={suite.recorded} of each task: ask for "
             f"fewer, demonstrations=[{suite.recorded}], or record more, suite.recorded={most}"
+        )
+    if suite.first_seed < FIRST_EVALUATION_SEED:
+        raise SettingsError(
+            f"suite.first_seed={suite.first_seed}: demonstrations and pictures that encoders learned from have seeds below "
+            f"{FIRST_EVALUATION_SEED}, and policies are not to be evaluated where they learned; choose a higher one"
         )
     _check_list("scenes", config["scenes"], 1)
     if unknown := sorted(set(config["scenes"]) - set(SCENES)):

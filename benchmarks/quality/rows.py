@@ -33,6 +33,12 @@ class Row:
         return self.results[0]["settings"][name]
 
     @property
+    def demonstrations(self) -> str:
+        """`260`; or `100 of 260`, where all were recorded and encoded, and tokens standardised as those of all."""
+        number, recorded = self["demonstrations"], self["recorded"]
+        return f"{number}" if number == recorded else f"{number} of {recorded}"
+
+    @property
     def budget(self) -> Budget:
         return Budget(**self["budget"])
 
@@ -74,6 +80,8 @@ class Row:
             now = load_arm(settings["arm"]).encoder_file_sha256  # None if it does not lie here
             if now is not None and settings["encoder_file"] not in (None, now):
                 reasons.append("earlier weights of its encoder")
+        if any(each["training"].get("resumed_with") for each in self.results):
+            reasons.append("other code or libraries from where it went on after an interruption")
         return " and ".join(reasons)
 
     @property
@@ -95,6 +103,11 @@ class Row:
     @property
     def mean_max_reward(self) -> float:
         return self.summary["mean_max_reward"]
+
+    @property
+    def starts(self) -> list[int]:
+        """Seeds of the episodes, the same for all."""
+        return list(self.results[0]["evaluation"]["seeds"])
 
     @property
     def independent_episodes(self) -> float:

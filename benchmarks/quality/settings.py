@@ -34,6 +34,8 @@ class Suite:
     """Demonstrations recorded of each task."""
     recorder: tuple[str, ...]
     """Script and arguments; `{task}` stands for the task."""
+    recorder_version: int
+    """Raised when the same command records something else: what came of earlier demonstrations is not today's."""
     reward: str
     """What the reward is, in words."""
     environment: Mapping[str, str]
@@ -62,6 +64,13 @@ class Suite:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Suite":
         return cls(**config | {"tasks": tuple(config["tasks"]), "recorder": tuple(config["recorder"])})
+
+    @property
+    def recording(self) -> dict[str, Any]:
+        """What demonstrations are, but for the task."""
+        script, *arguments = self.recorder
+        version = {"recorder_version": self.recorder_version} if self.recorder_version > 1 else {}
+        return {"recorder": [Path(script).name, *arguments], **version}
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -125,10 +134,9 @@ class Training:
     def settings(self) -> dict[str, Any]:
         """All that makes it another training. Paths and versions do not; an encoder that lies here counts by its weights."""
         arm, suite = self.arm, self.suite
-        script, *arguments = suite.recorder
         return {
             "suite": suite.name, "task": self.task, "recorded": suite.recorded,
-            "recorder": [Path(script).name, *arguments], **({"randomize": {"kinds": arm.randomize, "version": VERSION}} if arm.randomize else {}),
+            **suite.recording, **({"randomize": {"kinds": arm.randomize, "version": VERSION}} if arm.randomize else {}),
             "arm": slug(arm.name), "policy": arm.policy,
             "encoder": encoder_name(arm), "encoder_file": arm.encoder_file_sha256,
             "views": arm.views, "flags": self.flags, "optimization": dict(self.optimization), "warm_up": WARM_UP,

@@ -21,6 +21,9 @@ def status(plan: Sequence[Training], results: Results, episodes: int) -> str:
         state = f"{len(everything) - len(left)} of {len(everything)} done"
         if left:
             state += ", time unknown" if seconds is None else f", about {duration(seconds)} left"
+        taken = [differing for each in left if (differing := results.in_the_way(each))]
+        if taken:
+            state += f"; in the way is what was measured with {'; '.join(taken)}: needs replace=true"
         lines.append(f"{training.name}: {state}")
     total = f"left: about {duration(known)}"
     if unknown:

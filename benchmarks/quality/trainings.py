@@ -92,7 +92,7 @@ class Runner:
             command, before = self._from_the_beginning(training, output, record), 0.0
         else:
             record.forget_after(int(checkpoint.name))
-            record.interruptions += 1
+            record.goes_on_with(made_with())
             command, before = commands.resume(checkpoint), record.seconds[int(checkpoint.name)]
             print(f"  goes on after step {int(checkpoint.name):,} of {record.steps:,}", flush=True)
         record.save(record_path)

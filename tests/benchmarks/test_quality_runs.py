@@ -20,7 +20,9 @@ import pytest
 from benchmarks import common
 from benchmarks.quality import clock, commands, experiments, processes
 from benchmarks.quality.processes import CommandError, InUseError, only_run, run
+from benchmarks.quality.rows import rows
 from benchmarks.quality.settings import SettingsError
+from lerobot_theia.cache.files import sha256_of_file
 from tests.benchmarks.test_quality import settings
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
@@ -98,6 +100,7 @@ def test_an_experiment_leaves_a_result_and_a_second_run_does_nothing(bench: Benc
         "successes": ["success-0.mp4", "success-3.mp4"], "failures": ["failure-1.mp4", "failure-2.mp4"],
     }  # fmt: skip
     videos = bench.root / "work" / "videos" / names[1]
+    assert second["video_sha256"] == {path.name: sha256_of_file(path) for path in videos.iterdir()}
     assert sorted(path.name for path in videos.iterdir()) == sorted(
         itertools.chain(*second["videos"].values())
     )
@@ -108,12 +111,20 @@ def test_an_experiment_leaves_a_result_and_a_second_run_does_nothing(bench: Benc
     assert bench.take_calls() == []
 
 
-def test_changed_settings_run_anew_and_only_what_they_change(bench: Bench) -> None:
+def test_changed_settings_run_anew_and_only_what_they_change(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
     bench.start("steps=[4]")
     bench.take_calls()
 
-    with pytest.raises(SettingsError, match=r"evaluation.episodes=2 \(now 3\). .*replace=true"):
-        bench.start("steps=[4]", "episodes=3")
+    with pytest.raises(SettingsError) as error:
+        bench.start("steps=[4]", "seeds=[1,2]", "episodes=3")
+    assert "of 2 results, 1 would take the place of what was measured with other settings" in str(error.value)
+    assert "evaluation.episodes=2 (now 3)\n" in str(error.value) and "replace=true" in str(error.value)
+    bench.start("steps=[4]", "seeds=[1,2]", "episodes=3", "action=status")
+    said = capsys.readouterr().out
+    assert "what was measured with evaluation.episodes=2 (now 3): needs replace=true" in said
+    assert said.count("needs replace=true") == 1
     assert bench.take_calls() == []
     bench.start("steps=[4]", "episodes=3", replace=True)
     assert bench.take_calls() == ["lerobot-eval"]
@@ -140,6 +151,15 @@ def test_data_of_another_recorder_is_made_anew(bench: Bench) -> None:
     assert bench.take_calls() == ["record.py", "lerobot-theia-precompute", "lerobot-train", "lerobot-eval"]
 
 
+def test_so_is_data_of_a_later_version_of_the_recorder(bench: Bench) -> None:
+    bench.start("steps=[4]")
+    bench.take_calls()
+    with pytest.raises(SettingsError, match=r"recorder_version=None \(now 2\)"):
+        bench.start("steps=[4]", "suite.recorder_version=2")
+    bench.start("steps=[4]", "suite.recorder_version=2", replace=True)
+    assert bench.take_calls() == ["record.py", "lerobot-theia-precompute", "lerobot-train", "lerobot-eval"]
+
+
 def test_versions_of_a_training_are_those_it_began_with(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +171,7 @@ def test_versions_of_a_training_are_those_it_began_with(
     assert result["versions"]["lerobot"] == "9.9"
     assert result["training"]["begun"]["versions"] == now
     assert set(result["training"]["begun"]) == {"date", "versions", "code"} and result["code"]
+    assert result["training"]["resumed_with"] == []
 
 
 def test_a_failure_shows_the_last_words_and_the_log_and_training_goes_on_from_its_last_checkpoint(
@@ -173,10 +194,28 @@ def test_a_failure_shows_the_last_words_and_the_log_and_training_goes_on_from_it
     assert "000024/pretrained_model/train_config.json --resume=true" in log.read_text()
     (result,) = bench.results.values()
     assert result["training"]["interruptions"] == 1
+    assert result["training"]["resumed_with"] == [] and not rows([result])[0].outdated
     assert result["training"]["steps"] == 40
     record = json.loads(log.with_name("record.json").read_text())
     assert [int(step) for step in record["seconds"]] == list(range(4, 41, 4))
     assert list(record["seconds"].values()) == sorted(record["seconds"].values())
+
+
+def test_a_training_that_went_on_with_other_versions_says_so(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = common.versions()
+    (bench.root / "dies_after").write_text("27")
+    with pytest.raises(CommandError):
+        bench.start("steps=[40]")
+    monkeypatch.setattr(common, "versions", lambda: now | {"lerobot": "9.9"})
+    bench.start("steps=[40]")
+    (result,) = bench.results.values()
+    training = result["training"]
+    assert training["begun"]["versions"] == now and training["interruptions"] == 1
+    assert [each["versions"]["lerobot"] for each in training["resumed_with"]] == ["9.9"]
+    (row,) = rows([result])
+    assert row.outdated == "other code or libraries from where it went on after an interruption"
 
 
 def test_only_evaluated_policies_stay(bench: Bench) -> None:
