@@ -2,6 +2,7 @@
 
 identity.py    what a cache was made from: the fields that name it
 source.py      the dataset side of that identity: frames, files and their hashes
+table.py       which frame of which file each frame of a dataset is
 frames.py      frames of one camera, decoded in order
 storage.py     token dtypes: float32, float16, bfloat16, int8 with a scale per token
 pooling.py     14x14 patch grids pooled to smaller ones

@@ -12,7 +12,8 @@ from lerobot.datasets.video_utils import VideoDecoderCache, decode_video_frames_
 from torch import Tensor
 
 from lerobot_theia.cache.errors import FrameError
-from lerobot_theia.cache.source import frame_table, image_shape
+from lerobot_theia.cache.source import image_shape
+from lerobot_theia.cache.table import frame_table
 from lerobot_theia.cache.video import VideoReader
 
 

@@ -17,6 +17,10 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def sha256_of_json(value: Any) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
 @dataclass(frozen=True, kw_only=True)
 class CameraIdentity:
     """One camera of the dataset, as read."""
@@ -26,7 +30,7 @@ class CameraIdentity:
     height: int
     width: int
     frames: str
-    """SHA-256 of the table that says which frame of which file each dataset frame is."""
+    """SHA-256 of the table that says which frame of which file each dataset frame is: see `table`."""
     content: str
     """SHA-256 over the path, size and SHA-256 of each file that holds frames of this camera."""
 
@@ -88,7 +92,7 @@ class CacheIdentity:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the canonical JSON of all fields."""
-        return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()
+        return sha256_of_json(self.to_json())
 
     def to_json(self) -> Json:
         """Without `augment` where there is none, as before there was any."""

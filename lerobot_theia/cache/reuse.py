@@ -13,8 +13,8 @@ from lerobot_theia.cache.manifest import MANIFEST_NAME, Manifest, num_shards
 from lerobot_theia.cache.plan import Plan
 from lerobot_theia.cache.reader import FeatureCache
 from lerobot_theia.cache.shard import verify_shard
-from lerobot_theia.cache.source import frames_digest
 from lerobot_theia.cache.storage import StoredTokens
+from lerobot_theia.cache.table import frames_digest
 from lerobot_theia.cache.work import ClaimedShard, Name
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,6 @@
 """The dataset side of a cache's identity: which cameras, which frames of which files, and what they contain."""
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +9,15 @@ from typing import TYPE_CHECKING
 
 from lerobot_theia.cache.errors import CacheError
 from lerobot_theia.cache.files import publish, remove_temporaries, sha256_of_file
-from lerobot_theia.cache.identity import CameraIdentity, DatasetIdentity, canonical_json
+from lerobot_theia.cache.identity import CameraIdentity, DatasetIdentity, sha256_of_json
+from lerobot_theia.cache.table import (
+    check_frame_index,
+    data_table,
+    frame_table,
+    frames_digest,
+    irregular_times,
+    with_times,
+)
 
 if TYPE_CHECKING:  # seconds, which `lerobot-theia-cache ls` need not wait
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
@@ -32,7 +39,7 @@ class DatasetSource:
     """Per camera, the files its frames are read from; their digest is `CameraIdentity.content`."""
     fps: float
     tables: dict[str, list[dict]]
-    """Per camera, `frame_table`; its digest with `fps` is `CameraIdentity.frames`."""
+    """Per camera, `frame_table`, with `times`; its digest with `fps` is `CameraIdentity.frames`."""
 
 
 class FileHashes:
@@ -115,10 +122,15 @@ def describe_source(
 ) -> DatasetSource:
     """Read off the identity of `cameras` in a dataset.
 
-    A file that is not on this machine (a partial download, a dataset kept without its videos) is taken as
-    recorded in `known_files`, the files of the cache it is compared to; without a record that is an error.
+    A file that is not on this machine (training on some episodes of a dataset of the Hub downloads theirs alone) is
+    taken as recorded in `known_files`, the files of the cache it is compared to; without a record that is an error.
+    Timestamps in data files that are not here count as regular: LeRobot reads no frame by them.
     """
     check_frame_index(meta)
+    if known_files is None and (missing := missing_files(meta, cameras)):
+        raise CacheError(f"dataset {meta.repo_id!r} needs {missing[0]}, which is missing")
+    videos = [camera for camera in cameras if camera in meta.video_keys]
+    times = irregular_times(meta) if videos else []
     identities, files, tables = {}, {}, {}
     for camera in cameras:
         table = frame_table(meta, camera)
@@ -135,6 +147,8 @@ def describe_source(
                 raise CacheError(
                     f"camera {camera!r} of dataset {meta.repo_id!r} needs {full_path}, which is missing"
                 )
+        if camera in videos:
+            table = with_times(table, times)
         height, width, _ = image_shape(meta, camera)
         identities[camera] = CameraIdentity(
             kind="video" if camera in meta.video_keys else "image",
@@ -155,63 +169,11 @@ def describe_source(
 
 
 def missing_files(meta: "LeRobotDatasetMetadata", cameras: Iterable[str]) -> list[Path]:
-    """Files with frames of `cameras` that are not on this machine."""
-    files = {meta.root / row["file"] for camera in cameras for row in frame_table(meta, camera)}
+    """Files that are not on this machine, of those with frames of `cameras` and of the data files."""
+    tables = [data_table(meta), *(frame_table(meta, camera) for camera in cameras)]
+    files = {meta.root / row["file"] for table in tables for row in table}
     return sorted(file for file in files if not file.is_file())
-
-
-def check_frame_index(meta: "LeRobotDatasetMetadata") -> None:
-    """Caches are indexed by the absolute frame index, so episodes must tile 0 .. total_frames."""
-    expected = 0
-    for episode, (start, stop) in enumerate(
-        zip(meta.episodes["dataset_from_index"], meta.episodes["dataset_to_index"], strict=True)
-    ):
-        if start != expected or stop <= start:
-            raise CacheError(
-                f"episode {episode} of dataset {meta.repo_id!r} covers frames {start}..{stop}, expected it to start "
-                f"at {expected}: meta/episodes is damaged or was written by something else than LeRobot"
-            )
-        expected = stop
-    if expected != meta.total_frames:
-        raise CacheError(
-            f"dataset {meta.repo_id!r} declares {meta.total_frames} frames in meta/info.json, its episodes hold {expected}"
-        )
-
-
-def frame_table(meta: "LeRobotDatasetMetadata", camera: str) -> list[dict]:
-    """One row per episode: its frames, the file that holds them, and where in it they start (seconds)."""
-    episodes = meta.episodes
-    is_video = camera in meta.video_keys
-    prefix = f"videos/{camera}" if is_video else "data"
-    starts = episodes[f"{prefix}/from_timestamp"] if is_video else [0.0] * len(episodes)
-    template = meta.video_path if is_video else meta.data_path
-    if template is None:
-        raise CacheError(f"dataset {meta.repo_id!r} has video features but no `video_path` in meta/info.json")
-    return [
-        {
-            "from": int(start),
-            "to": int(stop),
-            "file": template.format(video_key=camera, chunk_index=int(chunk), file_index=int(file)),
-            "at": float(at),
-        }
-        for start, stop, chunk, file, at in zip(
-            episodes["dataset_from_index"],
-            episodes["dataset_to_index"],
-            episodes[f"{prefix}/chunk_index"],
-            episodes[f"{prefix}/file_index"],
-            starts,
-            strict=True,
-        )
-    ]
-
-
-def frames_digest(fps: float, table: list[dict]) -> str:
-    return sha256_of_json({"fps": fps, "episodes": table})
 
 
 def content_digest(files: Iterable[SourceFile]) -> str:
     return sha256_of_json([[file.path, file.size, file.sha256] for file in files])
-
-
-def sha256_of_json(value: object) -> str:
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

@@ -8,6 +8,7 @@ from typing import Any
 
 from lerobot_theia.cache.claim import CLAIM_PREFIX, Claim, take
 from lerobot_theia.cache.errors import CacheDamagedError
+from lerobot_theia.cache.files import stamp
 from lerobot_theia.cache.manifest import Manifest, num_shards, shard_key, shard_layout
 from lerobot_theia.cache.plan import Plan
 from lerobot_theia.cache.shard import (
@@ -63,7 +64,7 @@ class Work:
         """Find out what is there, whole and right; `note` gets what is damaged."""
         check = verify_shard if verify else check_header
         for name in self.names:
-            found = fingerprint(shard_path(self.path, *name))
+            found = stamp(shard_path(self.path, *name))
             recorded = None if previous is None else previous.shards[name[0]][name[1]]
             try:
                 self.digests[name] = check(**self.where(name), sha256=recorded)
@@ -76,7 +77,7 @@ class Work:
     def settled(self, name: Name) -> bool:
         """Whether a shard is there, whole, or has become so since `look`."""
         if name not in self.digests:
-            found = fingerprint(shard_path(self.path, *name))
+            found = stamp(shard_path(self.path, *name))
             if found is not None and found != self._damaged.get(name):
                 with contextlib.suppress(CacheDamagedError):
                     self.digests[name] = check_header(**self.where(name))
@@ -131,12 +132,3 @@ class ClaimedShard:
 
 def claim_path(cache: Path, camera: str, shard: int) -> Path:
     return cache / camera / f"{CLAIM_PREFIX}{shard:06d}"
-
-
-def fingerprint(path: Path) -> tuple | None:
-    """Changes when the file is replaced; None if there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size

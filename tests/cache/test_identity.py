@@ -1,17 +1,23 @@
 """A cache serves exactly the request it was made for; any other is told which field differs, and the command."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
-from lerobot_theia.cache import CacheDamagedError, CacheMismatchError, FeatureCache
+from lerobot_theia.cache import CacheDamagedError, CacheError, CacheMismatchError, FeatureCache
 from lerobot_theia.cache.catalog import CacheRequest, find_cache
+from lerobot_theia.cache.identity import canonical_json
+from lerobot_theia.cache.source import FileHashes, describe_source
 from lerobot_theia.encoder import EncoderSpec
 from tests.cache.helpers import TOP, WRIST, copy_of, run, shards
 from tests.datasets import REPO_ID, make_dataset
@@ -63,6 +69,65 @@ def test_videos_that_are_no_longer_there_are_taken_as_recorded(
 ) -> None:
     dataset = shutil.copytree(video_dataset, tmp_path / "dataset", ignore=shutil.ignore_patterns("*.mp4"))
     assert len(find_cache(root, request(dataset, tiny_spec))) == 16
+
+
+class TestTimestamps:
+    """Of a video they say which frame is shown; LeRobot's own, i / fps, leave no trace in the identity."""
+
+    def test_regular_ones_leave_the_digest_of_frames_as_it_was_before_it_knew_them(
+        self, video_cache: FeatureCache
+    ) -> None:
+        ends = [(0, 5, 0.0), (5, 12, 0.5), (12, 16, 1.2)]
+        file = f"videos/{TOP}/chunk-000/file-000.mp4"
+        table = [{"from": start, "to": stop, "file": file, "at": at} for start, stop, at in ends]
+        text = canonical_json({"fps": 10, "episodes": table})
+        frames = video_cache.manifest.identity.dataset.cameras[TOP].frames
+        assert frames == hashlib.sha256(text.encode()).hexdigest()
+
+    def test_others_are_in_it_episode_by_episode(self, video_dataset: Path, tmp_path: Path) -> None:
+        dataset = shutil.copytree(video_dataset, tmp_path / "dataset")
+        times = np.arange(7, dtype=np.float32) / 10 + np.float32(1e-5)
+        set_timestamps(dataset, slice(5, 12), times)
+        meta = LeRobotDatasetMetadata(REPO_ID, root=dataset)
+        digest = hashlib.sha256(times.astype("<f4").tobytes()).hexdigest()
+        table = describe_source(meta, [TOP], FileHashes(tmp_path)).tables[TOP]
+        assert [row.get("times") for row in table] == [None, digest, None]
+
+    def test_those_of_episodes_that_are_not_here_are_not_asked_for(
+        self, video_dataset: Path, tiny_spec: EncoderSpec, root: Path, tmp_path: Path
+    ) -> None:
+        dataset = shutil.copytree(video_dataset, tmp_path / "dataset", ignore=shutil.ignore_patterns("data"))
+        assert len(find_cache(root, request(dataset, tiny_spec))) == 16
+
+    def test_but_precompute_needs_them_all(self, video_dataset: Path, tmp_path: Path) -> None:
+        dataset = shutil.copytree(video_dataset, tmp_path / "dataset", ignore=shutil.ignore_patterns("data"))
+        with pytest.raises(CacheError, match=r"is not whole: .*file-000\.parquet is missing"):
+            run(dataset, tmp_path / "caches")
+
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [("cut", "cannot be read"), ("shorter", "holds 9 rows, and meta/episodes says 16")],
+    )
+    def test_a_damaged_data_file_is_named(
+        self, video_dataset: Path, tmp_path: Path, damage: str, message: str
+    ) -> None:
+        dataset = shutil.copytree(video_dataset, tmp_path / "dataset")
+        [path] = dataset.glob("data/*/*.parquet")
+        if damage == "cut":
+            path.write_bytes(path.read_bytes()[:100])
+        else:
+            pq.write_table(pq.read_table(path).slice(0, 9), path)
+        with pytest.raises(CacheError, match=rf"file-000\.parquet {message}"):
+            run(dataset, tmp_path / "caches")
+
+
+def set_timestamps(dataset: Path, rows: slice, times: np.ndarray) -> None:
+    [path] = dataset.glob("data/*/*.parquet")
+    table = pq.read_table(path)
+    values = table.column("timestamp").to_numpy().copy()
+    values[rows] = times
+    place, field = table.schema.get_field_index("timestamp"), table.schema.field("timestamp")
+    pq.write_table(table.set_column(place, field, pa.array(values)), path)
 
 
 def test_a_damaged_cache_does_not_hide_a_whole_one(

@@ -29,7 +29,7 @@ from lerobot_theia.cache.precompute import Report, precompute
 from lerobot_theia.encoder import TheiaEncoder, preprocess
 from lerobot_theia.encoder.names import THEIA
 from lerobot_theia.encoder.preprocess import Normalization
-from tests.datasets import REPO_ID, TASKS, make_dataset, random_value, texture
+from tests.datasets import REPO_ID, TASKS, make_dataset, open_dataset, random_value, texture
 from tests.encoder.published_layout import translator_shapes
 from tests.faults.workshop import CAMERAS, EPISODES, TOP, WRIST, Job, make_encoder, state
 
@@ -166,6 +166,15 @@ def _(world: World) -> None:
         edit_parquet(parquet_file(world, 0), column, lambda value: [number + 1 for number in value])
     edit_parquet(parquet_file(world, 0), "task_index", lambda value: 1 - value)
     world.still_fits()
+
+
+@row("a timestamp, in a video dataset", videos=True)
+def _(world: World) -> None:
+    before = open_dataset(world.job.dataset, video_backend="pyav")[0][TOP]
+    edit_parquet(parquet_file(world, 0), "timestamp", lambda at: at + 0.1)  # the time of the frame after it
+    assert not torch.equal(open_dataset(world.job.dataset, video_backend="pyav")[0][TOP], before)
+    world.refused(camera_field(TOP, "frames"), camera_field(WRIST, "frames"))
+    world.made_anew(copied=0, encoded=2 * FRAMES)
 
 
 @row("a state, action or task, in an image dataset")
