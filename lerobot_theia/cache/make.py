@@ -14,8 +14,9 @@ from lerobot_theia.cache.dataset import open_dataset
 from lerobot_theia.cache.encode import Encoded, FrameEncoder
 from lerobot_theia.cache.errors import FrameError
 from lerobot_theia.cache.frames import CameraFrames
+from lerobot_theia.cache.originals import Originals
 from lerobot_theia.cache.pipeline import Ahead, Behind
-from lerobot_theia.cache.plan import PrecomputeSettings
+from lerobot_theia.cache.plan import Plan
 from lerobot_theia.cache.storage import StoredTokens
 from lerobot_theia.cache.work import ClaimedShard, Work
 from lerobot_theia.encoder import TheiaEncoder
@@ -47,8 +48,11 @@ class Batch:
 class ShardMaker:
     """Makes the shards that it is given, one batch after the other."""
 
-    def __init__(self, encoder: TheiaEncoder, settings: PrecomputeSettings, work: Work) -> None:
+    def __init__(self, encoder: TheiaEncoder, plan: Plan, work: Work) -> None:
+        """Raises CacheError when the dataset is no longer what was planned for."""
+        settings = plan.settings
         dataset = open_dataset(settings)
+        self.originals = Originals(plan.source, dataset.meta)
         self.batch_size, self.dtype = settings.batch_size, settings.dtype
         self.sources = {camera: CameraFrames(dataset, camera) for camera in dict(work.missing)}
         self.encoder = FrameEncoder(encoder, settings)
@@ -95,9 +99,13 @@ class ShardMaker:
         return source.camera, [(span.episode, span.stop - span.start) for span in spans]
 
     def write(self, batch: Batch, encoded: Encoded) -> None:
-        """In another thread."""
+        """In another thread. Raises CacheError when the last batch of a shard ends and its files have changed."""
         stored = encoded.wait()
         self.check_finite(batch, stored)
+        if batch.is_last:
+            key = batch.shard.key
+            spans = self.sources[key.camera].spans(key.start, batch.stop)
+            self.originals.check({span.file for span in spans})
         batch.shard.write(stored, batch.is_last)
 
     def check_finite(self, batch: Batch, stored: StoredTokens) -> None:

@@ -253,7 +253,7 @@ class Run:
 
     def make_shards(self) -> None:
         """Make what is missing and free; wait for what others are making, and make that, too, if they end."""
-        maker, waiting = ShardMaker(self.encoder, self.plan.settings, self.work), False
+        maker, waiting = ShardMaker(self.encoder, self.plan, self.work), False
         while True:
             maker.make(self.work.claimed(), self.tell)
             missing = [name for name in self.work.missing if not self.work.settled(name)]

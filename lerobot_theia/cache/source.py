@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lerobot_theia.cache.errors import CacheError
-from lerobot_theia.cache.files import publish, remove_temporaries, sha256_of_file
+from lerobot_theia.cache.files import publish, remove_temporaries, sha256_of_file, stamp
 from lerobot_theia.cache.identity import CameraIdentity, DatasetIdentity, sha256_of_json
 from lerobot_theia.cache.table import (
     check_frame_index,
     data_table,
     frame_table,
     frames_digest,
-    irregular_times,
-    with_times,
+    timed_table,
 )
 
 if TYPE_CHECKING:  # seconds, which `lerobot-theia-cache ls` need not wait
@@ -39,7 +38,9 @@ class DatasetSource:
     """Per camera, the files its frames are read from; their digest is `CameraIdentity.content`."""
     fps: float
     tables: dict[str, list[dict]]
-    """Per camera, `frame_table`, with `times`; its digest with `fps` is `CameraIdentity.frames`."""
+    """Per camera, `timed_table`; its digest with `fps` is `CameraIdentity.frames`."""
+    stamps: dict[str, tuple | None]
+    """`files.stamp` of each file that is here, by its path in `files`, from before it was hashed."""
 
 
 class FileHashes:
@@ -129,16 +130,15 @@ def describe_source(
     check_frame_index(meta)
     if known_files is None and (missing := missing_files(meta, cameras)):
         raise CacheError(f"dataset {meta.repo_id!r} needs {missing[0]}, which is missing")
-    videos = [camera for camera in cameras if camera in meta.video_keys]
-    times = irregular_times(meta) if videos else []
-    identities, files, tables = {}, {}, {}
+    identities, files, tables, stamps = {}, {}, {}, {}
     for camera in cameras:
-        table = frame_table(meta, camera)
+        table = timed_table(meta, camera)
         recorded = {file.path: file for file in (known_files or {}).get(camera, ())}
         camera_files = []
         for path in dict.fromkeys(row["file"] for row in table):
             full_path = meta.root / path
             if full_path.is_file():
+                stamps[path] = stamp(full_path)  # before it is read: what comes later shows
                 file = hashes(full_path)
                 camera_files.append(SourceFile(path, file.size, file.sha256))
             elif path in recorded:
@@ -147,8 +147,6 @@ def describe_source(
                 raise CacheError(
                     f"camera {camera!r} of dataset {meta.repo_id!r} needs {full_path}, which is missing"
                 )
-        if camera in videos:
-            table = with_times(table, times)
         height, width, _ = image_shape(meta, camera)
         identities[camera] = CameraIdentity(
             kind="video" if camera in meta.video_keys else "image",
@@ -165,7 +163,7 @@ def describe_source(
         num_frames=meta.total_frames,
         cameras=identities,
     )
-    return DatasetSource(identity, files, meta.fps, tables)
+    return DatasetSource(identity, files, meta.fps, tables, stamps)
 
 
 def missing_files(meta: "LeRobotDatasetMetadata", cameras: Iterable[str]) -> list[Path]:

@@ -77,9 +77,15 @@ def rows(
     ]
 
 
-def with_times(table: list[dict], times: list[str | None]) -> list[dict]:
-    """A video camera's table with `times` in the rows of episodes that have any, see `irregular_times`."""
-    return [row if found is None else row | {"times": found} for row, found in zip(table, times, strict=True)]
+def timed_table(meta: "LeRobotDatasetMetadata", camera: str) -> list[dict]:
+    """`frame_table`, for a video camera with `times` in the rows of episodes that have any: see `irregular_times`."""
+    table = frame_table(meta, camera)
+    if camera not in meta.video_keys:
+        return table
+    return [
+        row if times is None else row | {"times": times}
+        for row, times in zip(table, irregular_times(meta), strict=True)
+    ]
 
 
 def irregular_times(meta: "LeRobotDatasetMetadata") -> list[str | None]:
