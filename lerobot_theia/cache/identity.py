@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lerobot_theia.cache.augment import Augment, check_views
+from lerobot_theia.encoder.names import HEAD_DIM
 
 Json = dict[str, Any]
 
@@ -55,6 +56,15 @@ class EncoderIdentity:
     num_layers: int
     patch_size: int
     image_size: int
+    num_heads: int | None = None
+    """Attention heads, which no weight's shape shows: only where they are not of the usual HEAD_DIM channels each."""
+
+    def __post_init__(self) -> None:
+        heads = self.num_heads
+        if heads is not None and (
+            type(heads) is not int or heads < 1 or heads * HEAD_DIM == self.hidden_size
+        ):
+            raise ValueError(f"num_heads={heads!r:.80} with tokens of {self.hidden_size} channels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +105,12 @@ class CacheIdentity:
         return sha256_of_json(self.to_json())
 
     def to_json(self) -> Json:
-        """Without `augment` where there is none, as before there was any."""
+        """Without `augment` and `encoder.num_heads` where they are None, as before they were known."""
         fields = dataclasses.asdict(self)
-        return fields if self.augment else {name: fields[name] for name in fields if name != "augment"}
+        for part, name in ((fields, "augment"), (fields["encoder"], "num_heads")):
+            if part[name] is None:
+                del part[name]
+        return fields
 
     @classmethod
     def from_json(cls, value: Json) -> "CacheIdentity":
@@ -106,23 +119,27 @@ class CacheIdentity:
         cameras = {name: checked(CameraIdentity, camera) for name, camera in dataset["cameras"].items()}
         fields = dict(value)
         fields["dataset"] = checked(DatasetIdentity, dataset | {"cameras": cameras})
-        fields["encoder"] = checked(EncoderIdentity, fields["encoder"])
+        fields["encoder"] = checked(EncoderIdentity, fields["encoder"], optional="num_heads")
         fields["tokens"] = checked(TokenIdentity, fields["tokens"])
         if "augment" in fields:
             fields["augment"] = checked(Augment, fields["augment"])
-        fields.setdefault("augment", None)
-        return checked(cls, fields)
+        return checked(cls, fields, optional="augment")
 
 
-def checked[T](kind: type[T], fields: Json) -> T:
-    """Build dataclass `kind`, refusing values of another type than declared (JSON knows no schema)."""
+def checked[T](kind: type[T], fields: Json, optional: str | None = None) -> T:
+    """Build dataclass `kind`, refusing values of another type than declared (JSON knows no schema).
+
+    The `optional` field is None where it is absent, and has no second spelling: there it may not be null.
+    """
     if not isinstance(fields, dict):
         raise TypeError(f"{kind.__name__} wants an object, got {type(fields).__name__}")
     known = dataclasses.fields(kind)  # type: ignore[arg-type]
-    if missing := {field.name for field in known} - fields.keys():
+    if missing := {field.name for field in known} - fields.keys() - {optional}:
         raise KeyError(f"{kind.__name__} lacks {sorted(missing)}")
+    if optional in fields and fields[optional] is None:
+        raise TypeError(f"{kind.__name__}.{optional} is null; it is left out where there is none")
     for field in known:
-        if field.type in (int, str, bool):
+        if field.name in fields and field.type in (int, str, bool):
             value = fields[field.name]
             if type(value) is not field.type:
                 raise TypeError(

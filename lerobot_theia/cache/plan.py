@@ -14,6 +14,7 @@ from lerobot_theia.cache.root import resolve_cache_root
 from lerobot_theia.cache.source import DatasetSource, FileHashes, describe_source, select_cameras
 from lerobot_theia.cache.storage import FLOAT_DTYPES, bytes_per_frame, torch_dtype
 from lerobot_theia.encoder import EncoderSpec
+from lerobot_theia.encoder.names import HEAD_DIM
 from lerobot_theia.encoder.preprocess import preprocessing_of
 
 if TYPE_CHECKING:
@@ -180,6 +181,7 @@ def make_identity(
             num_layers=encoder.num_layers,
             patch_size=encoder.patch_size,
             image_size=encoder.image_size,
+            num_heads=None if encoder.num_heads * HEAD_DIM == encoder.hidden_size else encoder.num_heads,
         ),
         preprocessing=preprocessing_of(encoder),
         tokens=TokenIdentity(

@@ -125,6 +125,11 @@ FORGERIES = {
     "integers that no float holds": both(
         put("identity", "dataset", "num_frames", value=10**400), put("shard_frames", value=10**400)
     ),
+    "no attention heads": put("identity", "encoder", "num_heads", value=0),
+    "attention heads as text": put("identity", "encoder", "num_heads", value="6"),
+    "null attention heads": put("identity", "encoder", "num_heads", value=None),
+    "attention heads that go without saying": put("identity", "encoder", "num_heads", value=3),
+    "null augmentation": put("identity", "augment", value=None),
     "no views": put("identity", "views", value=0),
     "a million views": both(put("identity", "views", value=10**6), put("identity", "augment", value=AUGMENT)),
     "views of which nothing is said": both(put("identity", "views", value=2), put("format_version", value=3)),

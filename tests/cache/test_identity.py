@@ -16,7 +16,8 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
 from lerobot_theia.cache import CacheDamagedError, CacheError, CacheMismatchError, FeatureCache
 from lerobot_theia.cache.catalog import CacheRequest, find_cache
-from lerobot_theia.cache.identity import canonical_json
+from lerobot_theia.cache.identity import CacheIdentity, canonical_json
+from lerobot_theia.cache.plan import make_identity
 from lerobot_theia.cache.source import FileHashes, describe_source
 from lerobot_theia.encoder import EncoderSpec
 from tests.cache.helpers import TOP, WRIST, copy_of, run, shards
@@ -69,6 +70,19 @@ def test_videos_that_are_no_longer_there_are_taken_as_recorded(
 ) -> None:
     dataset = shutil.copytree(video_dataset, tmp_path / "dataset", ignore=shutil.ignore_patterns("*.mp4"))
     assert len(find_cache(root, request(dataset, tiny_spec))) == 16
+
+
+def test_attention_heads_are_in_it_only_where_they_have_not_64_channels(
+    video_dataset: Path, tiny_spec: EncoderSpec, tmp_path: Path
+) -> None:
+    source = describe_source(LeRobotDatasetMetadata(REPO_ID, root=video_dataset), [TOP], FileHashes(tmp_path))
+    for heads, said in ((3, {}), (6, {"num_heads": 6})):
+        spec = dataclasses.replace(tiny_spec, num_heads=heads)  # of 192 channels
+        identity = make_identity(source, spec, dtype="float16", pool=1, compute_dtype="float32")
+        written = identity.to_json()
+        usual = ("weights_sha256", "hidden_size", "num_layers", "patch_size", "image_size")
+        assert written["encoder"] == {name: getattr(tiny_spec, name) for name in usual} | said
+        assert CacheIdentity.from_json(written) == identity
 
 
 class TestTimestamps:

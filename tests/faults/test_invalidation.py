@@ -20,6 +20,7 @@ import pytest
 import torch
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from transformers import Dinov2Config, Dinov2Model
 
 from lerobot_theia.cache import CacheError, CacheMismatchError, FeatureCache
 from lerobot_theia.cache.augment import Augment
@@ -303,6 +304,23 @@ def _(world: World) -> None:
     make_encoder(world.job.encoder, config=config | {"license": "mit", "target_feature_sizes": heads},
                  more=translator_shapes(192, heads))  # fmt: skip
     world.still_fits()
+
+
+@row("`num_attention_heads` in the config.json of a DINOv2")
+def _(world: World) -> None:
+    """The same weights, split among other heads, give other tokens. In the identity where a head has not 64 channels."""
+    folder = world.folder / "dinov2"
+    torch.manual_seed(0)
+    settings = {"hidden_size": 128, "num_hidden_layers": 1, "image_size": 518}
+    Dinov2Model(Dinov2Config(**settings, num_attention_heads=4)).save_pretrained(folder)
+    take(world, encoder=folder)
+    world.cache = FeatureCache.open(world.precompute().path)
+    world.still_fits()
+    config = json.loads((folder / "config.json").read_text())
+    for heads in (8, 2):
+        (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": heads}))
+        world.refused("encoder.num_heads")
+        world.made_anew(copied=0, encoded=2 * FRAMES)
 
 
 @row("a constant of the preprocessing")
