@@ -65,7 +65,7 @@ def test_a_cache_of_more_cameras_serves_fewer(
     assert found.path == video_cache.path
 
 
-def test_videos_that_are_no_longer_there_are_taken_as_recorded(
+def test_files_that_are_not_on_this_machine_are_taken_as_recorded(
     video_dataset: Path, tiny_spec: EncoderSpec, root: Path, tmp_path: Path
 ) -> None:
     dataset = shutil.copytree(video_dataset, tmp_path / "dataset", ignore=shutil.ignore_patterns("*.mp4"))

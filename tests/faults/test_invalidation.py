@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from lerobot.configs.train import TrainPipelineConfig
+from lerobot.datasets import lerobot_dataset
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from transformers import Dinov2Config, Dinov2Model
@@ -27,9 +29,12 @@ from lerobot_theia.cache.augment import Augment
 from lerobot_theia.cache.catalog import CacheRequest, find_cache
 from lerobot_theia.cache.manifest import FORMAT_VERSION, checksum, spelt
 from lerobot_theia.cache.precompute import Report, precompute
+from lerobot_theia.data.serve import serve_features
 from lerobot_theia.encoder import TheiaEncoder, preprocess
 from lerobot_theia.encoder.names import THEIA
 from lerobot_theia.encoder.preprocess import Normalization
+from tests.data_room.conftest import act, train_config
+from tests.data_room.test_serve import lerobots_own
 from tests.datasets import REPO_ID, TASKS, make_dataset, open_dataset, random_value, texture
 from tests.encoder.published_layout import translator_shapes
 from tests.faults.workshop import CAMERAS, EPISODES, TOP, WRIST, Job, make_encoder, state
@@ -67,6 +72,11 @@ class World:
 
     def precompute(self, **changes: Any) -> Report:
         return precompute(self.job.settings(self.root, **changes))
+
+    def training(self, **dataset: Any) -> TrainPipelineConfig:
+        """What `lerobot-train` would be given; `dataset` are its `--dataset.*`."""
+        policy = act(features="cached", cache_root=str(self.root), encoder=str(self.job.encoder))
+        return train_config(self.job.dataset, policy, **dataset)
 
     def still_fits(self, **asked: Any) -> None:
         """Training takes the cache, and precompute has nothing to do."""
@@ -251,10 +261,27 @@ def _(world: World) -> None:
     world.still_fits()
 
 
-@row("its videos are deleted", videos=True)
+@row("files of episodes that are not trained on are not here", videos=True)
 def _(world: World) -> None:
+    third = [*world.job.dataset.glob("videos/*/*/file-002.mp4"), parquet_file(world, 2)]
+    assert len(third) == len(CAMERAS) + 1
+    for file in third:
+        file.unlink()
+    served, _ = serve_features(world.training(episodes=[0, 1]), lerobots_own)
+    assert served.cache.path == world.cache.path and len(served) == 12
+
+
+@row("videos of episodes that are trained on are deleted", videos=True)
+def _(world: World) -> None:
+    """LeRobot opens the dataset before a cache is looked for."""
+
+    def ask(repo_id: str, *_: object) -> None:
+        raise ConnectionError(f"the Hub is asked for {repo_id}")
+
+    world.monkeypatch.setattr(lerobot_dataset, "get_safe_version", ask)
     shutil.rmtree(world.job.dataset / "videos")
-    assert find_cache(world.root, world.request()).path == world.cache.path
+    with pytest.raises(ConnectionError, match=f"the Hub is asked for {REPO_ID}"):
+        serve_features(world.training(), lerobots_own)
 
 
 @row("a camera less is asked for")
