@@ -12,7 +12,7 @@ from lerobot_theia.cache.augment import Augment
 from lerobot_theia.cache.errors import CacheDamagedError, CacheError, CacheMismatchError
 from lerobot_theia.cache.identity import differences
 from lerobot_theia.cache.manifest import MANIFEST_NAME, Manifest, read_manifest
-from lerobot_theia.cache.plan import dataset_folder, make_identity
+from lerobot_theia.cache.plan import DEFAULT_TOLERANCE_S, dataset_folder, make_identity
 from lerobot_theia.cache.reader import FeatureCache
 from lerobot_theia.cache.root import default_cache_root
 from lerobot_theia.cache.source import FileHashes, describe_source
@@ -36,6 +36,8 @@ class CacheRequest:
     """As the user typed it, as is its revision, for the command that makes the cache."""
     encoder_revision: str | None = None
     pool: int = 1
+    tolerance_s: float = DEFAULT_TOLERANCE_S
+    """As the user typed it, for the command."""
     dtype: str | None = None
     """None takes any; of several, the most precise."""
     views: int | None = None
@@ -63,6 +65,8 @@ class CacheRequest:
             words.append(f"augment.views={self.views}")
         if self.dtype:
             words.append(f"dtype={self.dtype}")
+        if self.tolerance_s != DEFAULT_TOLERANCE_S:
+            words.append(f"tolerance_s={self.tolerance_s}")
         if root != default_cache_root():
             words.append(override("cache_root", str(root)))
         return shlex.join(["lerobot-theia-precompute", *words])

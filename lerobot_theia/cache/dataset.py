@@ -49,6 +49,7 @@ def open_dataset(settings: PrecomputeSettings) -> LeRobotDataset:
             root=settings.root,
             revision=settings.revision,
             video_backend=settings.video_backend,
+            tolerance_s=settings.tolerance_s,
             return_uint8=True,
         )
     except Exception as error:  # Whatever parquet, datasets, the Hub or the network raise.

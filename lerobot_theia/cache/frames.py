@@ -1,5 +1,6 @@
 """Frames of one camera, decoded in order, bit for bit those that LeRobotDataset hands out."""
 
+import importlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.datasets.video_utils import VideoDecoderCache, decode_video_frames_torchcodec
+from lerobot.datasets.video_utils import (
+    FrameTimestampError,
+    VideoDecoderCache,
+    decode_video_frames_torchcodec,
+)
 from torch import Tensor
 
-from lerobot_theia.cache.errors import FrameError
+from lerobot_theia.cache.errors import CacheError, FrameError
 from lerobot_theia.cache.source import image_shape
 from lerobot_theia.cache.table import frame_table
 from lerobot_theia.cache.video import VideoReader
@@ -33,7 +38,8 @@ class CameraFrames:
     """Reads ranges of one camera's frames.
 
     `read(start, stop)` returns (stop - start, 3, H, W) uint8 for absolute frame indices, from any thread; ranges that
-    a thread reads in ascending order are decoded once, front to back.
+    a thread reads in ascending order are decoded once, front to back. Raises CacheError where the dataset's video
+    backend is one that does not load.
     """
 
     def __init__(self, dataset: LeRobotDataset, camera: str) -> None:
@@ -49,6 +55,8 @@ class CameraFrames:
         self._tolerance_s = dataset.tolerance_s
         self._decoders = Decoders(torchcodec=dataset._video_backend == "torchcodec")
         if self.is_video:
+            if dataset._video_backend == "torchcodec":
+                check_torchcodec()
             # Timestamps, not frame counts, are what LeRobot asks a video for.
             self._timestamps = dataset.hf_dataset.data.column("timestamp").to_numpy()
         else:
@@ -73,10 +81,7 @@ class CameraFrames:
             frames = self._decode(span)
         except Exception as error:
             bad, reason = self._first_failure(span, error)
-            raise FrameError(
-                f"{self._where(bad, span)} does not decode from {self.root / span.file}: {reason}. Mend or "
-                "re-download that file; finished shards are kept and the same command resumes."
-            ) from error
+            raise FrameError(f"{self._where(bad, span)} {self._explained(reason, span)}") from error
         if frames.dtype != torch.uint8 or tuple(frames.shape[1:]) != (3, self.height, self.width):
             raise FrameError(
                 f"{self._where(span.start, span)} decodes to {frames.dtype} {tuple(frames.shape[1:])}, but "
@@ -101,6 +106,17 @@ class CameraFrames:
             except Exception as narrow:
                 return frame, narrow
         return span.start, error
+
+    def _explained(self, reason: Exception, span: Span) -> str:
+        path, resumes = self.root / span.file, "finished shards are kept and the same command resumes."
+        if isinstance(reason, FrameTimestampError):
+            return (
+                f"has no picture within tolerance_s={self._tolerance_s} of its timestamp in {path}: {reason}. If the "
+                "dataset's timestamps are off by so much and meant to be, give a larger tolerance_s=..., and "
+                "--tolerance_s=... to lerobot-train; if the file is cut short, mend or re-download it. Either way "
+                + resumes
+            )
+        return f"does not decode from {path}: {reason}. Mend or re-download that file; {resumes}"
 
     def _where(self, frame: int, span: Span) -> str:
         return describe_frame(self.camera, span.episode, frame - int(self._starts[span.episode]), frame)
@@ -135,6 +151,18 @@ class Decoders(threading.local):
         if self._open is not None:
             self._open[1].close()
             self._open = None
+
+
+def check_torchcodec() -> None:
+    """Raises CacheError where torchcodec, or the FFmpeg that it needs, is not here: no fault of a video."""
+    try:
+        importlib.import_module("torchcodec.decoders")
+    except Exception as error:  # ImportError, or RuntimeError for libraries that it does not find
+        reason = str(error).strip().partition("\n")[0]
+        raise CacheError(
+            f"video_backend=torchcodec does not load here ({type(error).__name__}: {reason}); install torchcodec and "
+            "FFmpeg's libraries, or take video_backend=pyav (for training --dataset.video_backend=pyav)"
+        ) from error
 
 
 def describe_frame(camera: str, episode: int, frame_in_episode: int, frame: int) -> str:

@@ -1,5 +1,6 @@
 """What a precompute run will do: settings -> plan. Everything wrong with a request is found here, before any work."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from lerobot_theia.encoder.preprocess import preprocessing_of
 if TYPE_CHECKING:
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
+DEFAULT_TOLERANCE_S = 1e-4
+"""LeRobot's."""
 SHARD_BYTES = 64 * 2**20
 SHARDS_PER_CAMERA = 48
 """With few shards a cache opens as fast at ten million frames as at ten thousand, and needs few memory maps; with enough
@@ -37,6 +40,9 @@ class PrecomputeSettings:
     revision: str | None = None
     video_backend: str | None = None
     """`torchcodec` or `pyav`; None is LeRobot's choice. It must be that of training, or frames differ by a bit."""
+    tolerance_s: float = DEFAULT_TOLERANCE_S
+    """Seconds by which a video's frame may miss its timestamp, as for `--tolerance_s`. The nearest is taken in any case, so it
+    is no part of a cache's identity."""
     cameras: tuple[str, ...] | None = None
     """Cameras to encode; None is all."""
     encoder: str = "theia-tiny-cdiv"
@@ -77,6 +83,9 @@ class PrecomputeSettings:
         for name in ("compile", "verify"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be true or false")
+        tolerance_s = self.tolerance_s
+        if type(tolerance_s) not in (int, float) or not 0 < tolerance_s < math.inf:
+            raise ValueError(f"tolerance_s={tolerance_s!r} must be a number of seconds above 0")
         if self.video_backend not in (None, "torchcodec", "pyav"):
             raise ValueError(
                 f"video_backend={self.video_backend!r}; choose torchcodec or pyav, or leave it out"

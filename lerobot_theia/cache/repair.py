@@ -25,8 +25,11 @@ def settings_of(
             f"the encoder of this cache, {manifest.encoder_name!r}, was a folder, and where it is now is not "
             "recorded: name it with --encoder"
         )
-    # What decides nothing but rounding is taken as it was, so that shards come out byte for byte.
-    kept = {name: recorded.get(name) for name in ("batch_size", "video_backend", "encoder_revision")}
+    # What decides nothing but rounding, or whether frames are read at all, is as it was: shards come out byte for byte.
+    kept = {
+        name: recorded.get(name)
+        for name in ("batch_size", "video_backend", "tolerance_s", "encoder_revision")
+    }
     settings: dict[str, Any] = {name: value for name, value in kept.items() if value is not None}
     try:
         return PrecomputeSettings(

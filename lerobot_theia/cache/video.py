@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
+from lerobot.datasets.video_utils import FrameTimestampError
 from torch import Tensor
 
 SKIP_AT_MOST = 8
@@ -46,7 +47,7 @@ class VideoReader:
     def read(self, times: Sequence[float], tolerance_s: float) -> Tensor:
         """The frames shown at `times`, in seconds, as (n, 3, H, W) uint8, the channel innermost in memory.
 
-        Raises ValueError when the nearest frame is `tolerance_s` or more away, and what PyAV raises for a damaged file.
+        Raises FrameTimestampError when the nearest frame is `tolerance_s` or more away, and what PyAV raises for a damaged file.
         """
         out: np.ndarray | None = None
         for i, at in enumerate(times):
@@ -70,7 +71,7 @@ class VideoReader:
         # LeRobot compares in float32, which after 17 minutes of video cannot tell times 0.1 ms apart.
         nearest = min(candidates, key=lambda frame: abs(self._time(frame) - at))
         if abs(self._time(nearest) - at) >= tolerance_s:
-            raise ValueError(
+            raise FrameTimestampError(
                 f"the frame nearest to {at:.4f} s is that of {self._time(nearest):.4f} s, beyond the tolerance of "
                 f"{tolerance_s} s"
             )

@@ -60,7 +60,7 @@ def serve_features(cfg: TrainPipelineConfig, original: Callable[[Any], tuple]) -
     online = must_be_online or ("as --policy.features=online asks" if settings.features == "online" else None)
     root = resolve_cache_root(settings.cache_root)
     try:
-        cache = find_cache(root, request(settings, encoder_spec(settings), train.meta, cameras))
+        cache = find_cache(root, request(cfg, settings, encoder_spec(settings), train.meta, cameras))
     except CacheError as error:
         must_be_cached = settings.features == "cached" or (settings.cache_views or 1) > 1
         if must_be_cached or not (online or isinstance(error, CacheMismatchError)):
@@ -194,7 +194,11 @@ def served_cameras(cfg: TrainPipelineConfig, meta: LeRobotDatasetMetadata) -> di
 
 
 def request(
-    settings: FeatureSettings, encoder: EncoderSpec, meta: LeRobotDatasetMetadata, cameras: dict[str, str]
+    cfg: TrainPipelineConfig,
+    settings: FeatureSettings,
+    encoder: EncoderSpec,
+    meta: LeRobotDatasetMetadata,
+    cameras: dict[str, str],
 ) -> CacheRequest:
     return CacheRequest(
         meta=meta,
@@ -203,6 +207,7 @@ def request(
         encoder_name=settings.encoder,
         encoder_revision=settings.encoder_revision,
         pool=settings.token_pool,
+        tolerance_s=cfg.tolerance_s,
         dtype=settings.cache_dtype,
         views=settings.cache_views,
     )

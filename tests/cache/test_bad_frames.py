@@ -1,14 +1,19 @@
 """A frame that cannot be turned into tokens is named by camera, episode and frame; nothing half is kept."""
 
+import shutil
+import sys
 from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
 
 from lerobot_theia.cache import CacheDamagedError, CacheError, FeatureCache, FrameError
+from lerobot_theia.cache.repair import settings_of
 from lerobot_theia.encoder import TheiaEncoder
 from tests.cache.helpers import TOP, WRIST, digests, run, strays
 from tests.datasets import make_dataset
@@ -107,13 +112,53 @@ def test_a_missing_video_is_named_before_any_work(three_files: Path, tmp_path: P
 
 
 def test_a_damaged_parquet_file_is_named(image_dataset: Path, tmp_path: Path) -> None:
-    import shutil
-
     dataset = shutil.copytree(image_dataset, tmp_path / "dataset")
     [path, *_] = sorted(dataset.glob("data/*/*.parquet"))
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CacheError, match="cannot open dataset 'local/tiny'"):
         run(dataset, tmp_path / "caches")
+
+
+class TestTimestampsThatVideosDoNotHave:
+    @pytest.fixture
+    def late(self, video_dataset: Path, tmp_path: Path) -> Path:
+        """Half a millisecond, which `lerobot-train --tolerance_s=0.001` takes."""
+        dataset = shutil.copytree(video_dataset, tmp_path / "dataset")
+        [path] = dataset.glob("data/*/*.parquet")
+        table = pq.read_table(path)
+        place, field = table.schema.get_field_index("timestamp"), table.schema.field("timestamp")
+        times = pa.array(table.column("timestamp").to_numpy() + np.float32(5e-4))
+        pq.write_table(table.set_column(place, field, times), path)
+        return dataset
+
+    def test_are_told_from_damage_and_the_setting_named(self, late: Path, tmp_path: Path) -> None:
+        message = (
+            rf"camera '{TOP}', episode 0, frame 0 \(index 0\) has no picture within tolerance_s=0\.0001 of its "
+            r"timestamp .*file-000\.mp4.*larger tolerance_s=\.\.\., and --tolerance_s=\.\.\. to lerobot-train"
+        )
+        with pytest.raises(FrameError, match=message):
+            run(late, tmp_path / "caches", video_backend="pyav")
+
+    def test_are_taken_with_a_larger_tolerance_and_give_the_nearest_frames(
+        self, late: Path, tmp_path: Path, video_cache: FeatureCache
+    ) -> None:
+        report, _ = run(late, tmp_path / "caches", video_backend="pyav", tolerance_s=1e-3, cameras=(WRIST,))
+        cache = FeatureCache.open(report.path)
+        assert torch.equal(cache.gather(WRIST, range(16)), video_cache.gather(WRIST, range(16)))
+        assert settings_of(cache.manifest).tolerance_s == 1e-3
+
+    @pytest.mark.parametrize("value", [0, -1e-4, float("nan"), float("inf"), True, "1e-3", None])
+    def test_a_tolerance_that_is_none_is_refused(self, late: Path, tmp_path: Path, value: object) -> None:
+        with pytest.raises(ValueError, match=r"tolerance_s=.* must be a number of seconds above 0"):
+            run(late, tmp_path / "caches", tolerance_s=value)
+
+
+def test_a_video_backend_that_does_not_load_is_no_fault_of_the_videos(
+    video_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    with pytest.raises(CacheError, match=r"video_backend=torchcodec does not load here .*video_backend=pyav"):
+        run(video_dataset, tmp_path, video_backend="torchcodec")
 
 
 class TestDatasetsWithoutUsableCameras:
@@ -158,7 +203,6 @@ def describe(dataset: Path, camera: str, shape: tuple[int, ...], info: dict | No
 
 def test_frames_of_another_size_than_declared_are_refused(image_dataset: Path, tmp_path: Path) -> None:
     import json
-    import shutil
 
     dataset = shutil.copytree(image_dataset, tmp_path / "dataset")
     path = dataset / "meta" / "info.json"

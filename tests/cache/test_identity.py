@@ -167,6 +167,14 @@ def test_an_unfinished_cache_is_pointed_out(
         find_cache(tmp_path / "caches", request(video_dataset, tiny_spec))
 
 
+def test_the_command_carries_a_tolerance_that_is_not_lerobots(
+    video_dataset: Path, tiny_spec: EncoderSpec, tmp_path: Path
+) -> None:
+    assert "tolerance_s" not in request(video_dataset, tiny_spec).command(tmp_path)
+    asked = request(video_dataset, tiny_spec, tolerance_s=0.001)
+    assert "tolerance_s=0.001" in shlex.split(asked.command(tmp_path))
+
+
 class TestMismatch:
     def refused(self, root: Path, asked: CacheRequest, field: str, wanted: object, found: object) -> str:
         with pytest.raises(CacheMismatchError) as error:

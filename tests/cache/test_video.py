@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from lerobot.datasets.video_utils import decode_video_frames
+from lerobot.datasets.video_utils import FrameTimestampError, decode_video_frames
 from torch import Tensor
 
 from lerobot_theia.cache.frames import CameraFrames
@@ -89,7 +89,7 @@ def test_a_time_between_two_frames_takes_the_nearer(video: Path) -> None:
 def test_a_time_without_a_frame_is_an_error_that_names_both(video: Path, time: float) -> None:
     reader = VideoReader(video)
     with pytest.raises(
-        ValueError, match=rf"nearest to {time:.4f} s is that of \d\.\d+ s, beyond the tolerance"
+        FrameTimestampError, match=rf"nearest to {time:.4f} s is that of \d\.\d+ s, beyond the tolerance"
     ):
         reader.read([time], TOLERANCE_S)
     assert torch.equal(reader.read(at([3]), TOLERANCE_S), lerobots(video, at([3])))

@@ -86,6 +86,12 @@ class TestCached:
         with pytest.raises(CacheMismatchError, match="lerobot-theia-precompute"):
             serve_features(config, lerobots_own)
 
+    def test_the_command_has_the_tolerance_of_the_run(self, rich_dataset: Path, tmp_path: Path) -> None:
+        config = train_config(rich_dataset, act(features="cached", cache_root=str(tmp_path)))
+        config.tolerance_s = 0.001
+        with pytest.raises(CacheMismatchError, match=r"lerobot-theia-precompute .* tolerance_s=0\.001"):
+            serve_features(config, lerobots_own)
+
     def test_a_flipped_bit_is_found_when_every_byte_is_asked_for(
         self, rich_dataset: Path, rich_cache: FeatureCache, tmp_path: Path
     ) -> None:

@@ -417,6 +417,12 @@ def _(world: World) -> None:
     world.still_fits()
 
 
+@row("`tolerance_s`", videos=True)
+def _(world: World) -> None:
+    assert world.precompute(tolerance_s=0.01).up_to_date
+    world.still_fits()
+
+
 @row("`shard_mib`")
 def _(world: World) -> None:
     assert world.precompute(shard_mib=2).up_to_date
