@@ -62,8 +62,8 @@ class PrecomputeSettings:
     """Precision of the encoder. float32 agrees with rollouts to rounding; halves are faster on a GPU."""
     batch_size: int = 64
     shard_mib: int | None = None
-    """Approximate size of a shard. None: 64 MiB, or as much as keeps a camera to SHARDS_PER_CAMERA. Not part of a cache's
-    identity, but of its folder's layout."""
+    """Approximate size of a shard. None: 64 MiB, or as much as keeps a camera to SHARDS_PER_CAMERA, or, within a factor of two
+    of that, the size of a cache to copy from. Not part of a cache's identity, but of its folder's layout."""
     decode_threads: int | None = None
     """Threads that decode, each a batch. None: as many as keep up with the encoder, on the cores there are."""
     compile: bool = False

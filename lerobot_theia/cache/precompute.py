@@ -26,7 +26,7 @@ from lerobot_theia.cache.make import ShardMaker
 from lerobot_theia.cache.manifest import MANIFEST_NAME, Manifest, read_manifest
 from lerobot_theia.cache.plan import Plan, PrecomputeSettings, format_bytes, make_plan
 from lerobot_theia.cache.publish import publish
-from lerobot_theia.cache.reuse import copy_shard, donors, unchanged_shards
+from lerobot_theia.cache.reuse import copy_shard, donors, preferred_shard_frames, unchanged_shards
 from lerobot_theia.cache.shard_size import SETTLED_NAME, settle_shard_frames
 from lerobot_theia.cache.storage import FLOAT_DTYPES
 from lerobot_theia.cache.work import Work, claim_path
@@ -205,7 +205,9 @@ class Run:
         self.say(f"mending: {problem}")
 
     def settle_shard_size(self, previous: Manifest | None) -> None:
-        """Another `shard_mib` is no reason to make anew what is there."""
+        """Another `shard_mib` is no reason to make anew what is there, nor a longer dataset."""
+        if previous is None and self.plan.settings.shard_mib is None:
+            self.plan = replace(self.plan, shard_frames=preferred_shard_frames(self.plan))
         frames = previous.shard_frames if previous else settle_shard_frames(self.plan)
         if frames != self.plan.shard_frames and previous is None:
             self.say(

@@ -2,11 +2,12 @@
 
 A dataset grew, a camera was added or recorded anew, a revision was tagged: the new cache copies what the old one holds of
 frames that lie in the same files at the same places. Encoder, preprocessing and tokens must be the same, and shards of
-the same frames.
+the same frames: so a new cache is cut like the old one where that will do.
 """
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 from lerobot_theia.cache.errors import CacheDamagedError, CacheError
 from lerobot_theia.cache.manifest import MANIFEST_NAME, Manifest, num_shards
@@ -22,8 +23,28 @@ logger = logging.getLogger(__name__)
 ROWS_AT_ONCE = 64
 
 
+def preferred_shard_frames(plan: Plan) -> int:
+    """Frames per shard as in the cache of which most can be copied, where that is within a factor of two of the plan.
+
+    A longer dataset would have larger shards (see `frames_per_shard`), none of them one that is there.
+    """
+    best, most = plan.shard_frames, 0
+    for donor in kindred(plan):
+        frames = donor.manifest.shard_frames
+        cut_alike = replace(plan, shard_frames=frames)
+        copied = frames * sum(1 for _ in unchanged_shards(cut_alike, donor.manifest))
+        if copied > most and frames <= 2 * plan.shard_frames and plan.shard_frames <= 2 * frames:
+            best, most = frames, copied
+    return best
+
+
 def donors(plan: Plan) -> Iterator[FeatureCache]:
-    """Caches beside the planned one that hold tokens of the same kind in shards of the same size."""
+    """Caches to copy from: with tokens of the same kind in shards of the same size."""
+    return (donor for donor in kindred(plan) if donor.manifest.shard_frames == plan.shard_frames)
+
+
+def kindred(plan: Plan) -> Iterator[FeatureCache]:
+    """Caches beside the planned one that hold tokens of the same kind."""
     for path in sorted(plan.path.parent.glob(f"*/{MANIFEST_NAME}")):
         if path.parent == plan.path:
             continue
@@ -33,8 +54,8 @@ def donors(plan: Plan) -> Iterator[FeatureCache]:
             logger.debug("%s has nothing to copy from: %s", path.parent, error)
             continue
         had, wanted = cache.manifest.identity, plan.identity
-        if (had.encoder, had.preprocessing, had.tokens, had.augment, had.views, cache.manifest.shard_frames) == (
-            wanted.encoder, wanted.preprocessing, wanted.tokens, wanted.augment, wanted.views, plan.shard_frames,
+        if (had.encoder, had.preprocessing, had.tokens, had.augment, had.views) == (
+            wanted.encoder, wanted.preprocessing, wanted.tokens, wanted.augment, wanted.views,
         ):  # fmt: skip
             yield cache
 

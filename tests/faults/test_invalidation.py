@@ -24,10 +24,11 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from transformers import Dinov2Config, Dinov2Model
 
-from lerobot_theia.cache import CacheError, CacheMismatchError, FeatureCache
+from lerobot_theia.cache import CacheError, CacheMismatchError, FeatureCache, plan
 from lerobot_theia.cache.augment import Augment
 from lerobot_theia.cache.catalog import CacheRequest, find_cache
 from lerobot_theia.cache.manifest import FORMAT_VERSION, checksum, spelt
+from lerobot_theia.cache.plan import PrecomputeSettings
 from lerobot_theia.cache.precompute import Report, precompute
 from lerobot_theia.data.serve import serve_features
 from lerobot_theia.encoder import TheiaEncoder, preprocess
@@ -555,6 +556,30 @@ def test_a_damaged_shard_is_not_copied(before: dict[bool, Path], tmp_path: Path)
     )
     assert (report.frames_copied, report.frames_encoded) == (2 * FRAMES - 6, 6)
     assert FeatureCache.open(report.path).verify() == []
+
+
+def test_a_longer_dataset_is_cut_into_shards_as_before_so_that_they_can_be_copied(
+    before: dict[bool, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(before[False], tmp_path / "world")
+    job = Job(folder / "dataset", folder / "encoder")
+    monkeypatch.setattr(plan, "SHARD_BYTES", 1)
+    monkeypatch.setattr(plan, "SHARDS_PER_CAMERA", 3)
+
+    def shard_frames(settings: PrecomputeSettings) -> int:
+        return FeatureCache.open(precompute(settings).path).manifest.shard_frames
+
+    settings = job.settings(folder / "caches", shard_mib=None)
+    record_more(job.dataset, 3)
+    assert shard_frames(job.settings(tmp_path / "alone", shard_mib=None)) == 7  # of 19 frames a third
+    report = precompute(settings)
+    assert (report.frames_copied, report.frames_encoded) == (2 * 12, 2 * 7)
+    assert FeatureCache.open(report.path).manifest.shard_frames == 6
+
+    # Shards do not stay small for ever, and what is asked for counts.
+    monkeypatch.setattr(plan, "SHARDS_PER_CAMERA", 1)
+    assert shard_frames(dataclasses.replace(settings, revision="one shard, of more than twice six")) == 19
+    assert shard_frames(dataclasses.replace(settings, revision="asked for", shard_mib=2)) == 13
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
