@@ -18,6 +18,7 @@ shard_size.py  frames per shard, settled once for all who build a cache
 reuse.py       shards that another cache of the dataset holds already
 make.py        making shards: decode -> encode -> write
 originals.py   whether the dataset is still the one that was hashed
+loaded.py      whether what LeRobot loaded is what the data files hold
 pipeline.py    threads a few items ahead of their caller, and one behind it
 video.py       a video file read front to back
 encode.py      frames -> tokens as stored, on a device

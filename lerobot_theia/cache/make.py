@@ -14,6 +14,7 @@ from lerobot_theia.cache.dataset import open_dataset
 from lerobot_theia.cache.encode import Encoded, FrameEncoder
 from lerobot_theia.cache.errors import FrameError
 from lerobot_theia.cache.frames import CameraFrames
+from lerobot_theia.cache.loaded import check_loaded
 from lerobot_theia.cache.originals import Originals
 from lerobot_theia.cache.pipeline import Ahead, Behind
 from lerobot_theia.cache.plan import Plan
@@ -53,6 +54,7 @@ class ShardMaker:
         settings = plan.settings
         dataset = open_dataset(settings)
         self.originals = Originals(plan.source, dataset.meta)
+        check_loaded(dataset, plan.cameras)
         self.batch_size, self.dtype = settings.batch_size, settings.dtype
         self.sources = {camera: CameraFrames(dataset, camera) for camera in dict(work.missing)}
         self.encoder = FrameEncoder(encoder, settings)

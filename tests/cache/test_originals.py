@@ -8,9 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from torch import Tensor
 
-from lerobot_theia.cache import CacheError, FeatureCache
+from lerobot_theia.cache import CacheError, FeatureCache, loaded
 from lerobot_theia.cache.plan import Plan
 from lerobot_theia.cache.precompute import precompute
 from lerobot_theia.encoder import TheiaEncoder
@@ -123,6 +124,40 @@ def test_a_file_that_goes_is_told_of(
     after_batch(1, gone.unlink)
     with pytest.raises(CacheError, match=rf"{gone} has changed"):
         run(dataset, tmp_path / "caches", dtype="float32")
+
+
+def test_a_data_file_that_changes_without_its_time_is_not_taken_from_lerobots_copy_of_it(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Frames of images, timestamps of videos: what is read from it."""
+    dataset = shutil.copytree(pair[0], tmp_path / "dataset")
+    run(dataset, tmp_path / "caches", dtype="float32")
+    path = sorted(dataset.glob("data/*/*.parquet"))[1]
+    status, table = path.stat(), pq.read_table(path)
+    column = TOP if TOP in table.column_names else "timestamp"
+    place, field = table.schema.get_field_index(column), table.schema.field(column)
+    values = table.column(column).to_pylist()
+    values[3] = values[2]
+    pq.write_table(table.set_column(place, field, pa.array(values, type=field.type)), path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size != status.st_size, (
+        "for one that has the same size, too, the remembered hash is taken"
+    )
+
+    with pytest.raises(CacheError, match=rf"{path} has changed, but not its time .* `touch {path}`"):
+        run(dataset, tmp_path / "caches", dtype="float32")
+    path.touch()
+    again, _ = run(dataset, tmp_path / "caches", dtype="float32")
+    cache = FeatureCache.open(again.path)
+    assert torch.equal(cache.gather(TOP, [9]), cache.gather(TOP, [8]))
+
+
+def test_a_data_file_that_is_older_than_lerobots_copy_is_not_read_again(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = shutil.copytree(pair[0], tmp_path / "dataset")
+    monkeypatch.setattr(loaded, "holds", lambda *_: pytest.fail("read"))
+    run(dataset, tmp_path / "caches", dtype="float32")
 
 
 def test_other_timestamps_and_places_are_a_change_though_no_video_is(tmp_path: Path) -> None:
