@@ -58,7 +58,7 @@ class CacheRequest:
         if meta.revision != CODEBASE_VERSION:
             words.append(override("dataset.revision", str(meta.revision)))
         if set(self.cameras) != set(meta.camera_keys):
-            words.append(f"cameras=[{','.join(self.cameras)}]")
+            words.append(f"cameras=[{','.join(map(quoted, self.cameras))}]")
         if self.pool > 1:
             words.append(f"pool={self.pool}")
         if (self.views or 1) > 1:
@@ -73,11 +73,16 @@ class CacheRequest:
 
 
 def override(key: str, value: str) -> str:
-    """`key=value` as Hydra reads it: quoted where the value holds what its grammar would take apart."""
-    if re.fullmatch(r"[A-Za-z0-9_./~-]+", value):
-        return f"{key}={value}"
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
+    """`key=value` as Hydra reads it."""
+    return f"{key}={quoted(value)}"
+
+
+def quoted(value: str) -> str:
+    """Text that Hydra reads as this very text: as no number, null, interpolation or piece of its grammar."""
+    # A backslash stands for itself, but before an interpolation (to OmegaConf) and before a quote (to Hydra).
+    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    escaped = re.sub(r'(\\*)("|\Z)', lambda found: 2 * found[1] + (found[2] and '\\"'), literal)
+    return f'"{escaped}"'
 
 
 def cache_folders(root: Path) -> Iterator[Path]:

@@ -16,9 +16,15 @@ from tqdm import tqdm
 from lerobot_theia.scripts.configs import config_folder
 from lerobot_theia.scripts.signals import end_in_order
 
+TEXTS = (
+    "dataset.repo_id", "dataset.root", "dataset.revision", "encoder.name", "encoder.revision", "cache_root", "report",
+    "wandb.project", "wandb.mode",
+)  # fmt: skip
+"""Settings that are text whatever they look like."""
+
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
-    """Hydra's groups, flattened to the fields of `PrecomputeSettings`."""
+    """Hydra's groups, flattened to the fields of `PrecomputeSettings`. Raises ValueError for values of another kind."""
     from lerobot_theia.cache import augment
 
     if "repo_id" not in config.dataset:
@@ -26,6 +32,8 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
             "which dataset? Name one of configs/dataset (dataset=pusht) or any LeRobotDataset v3 "
             "(+dataset.repo_id=user/name, with dataset.root=... for a local folder)"
         )
+    for name in TEXTS:
+        check_text(name, OmegaConf.select(config, name))
     fields = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(fields, dict)
     dataset, encoder = fields.pop("dataset"), fields.pop("encoder")
@@ -42,6 +50,15 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
         "encoder": encoder["name"],
         "encoder_revision": encoder["revision"],
     }
+
+
+def check_text(name: str, value: object) -> None:
+    """Hydra makes 1.1 of `1.10`: what was typed is lost, so that we can only ask for it again."""
+    if value is not None and type(value) is not str:
+        raise ValueError(
+            f"{name} was read as {value!r}, and must be text: put it in two pairs of quotes, '{name}=\"...\"', of which "
+            "the shell takes one and Hydra the other"
+        )
 
 
 class Progress:

@@ -259,6 +259,20 @@ class TestPrecomputeCommand:
         settings = PrecomputeSettings(**settings_of(config))
         assert "/" in settings.repo_id and settings.encoder == "theia-small-cddsv"
 
+    @pytest.mark.parametrize(
+        "word", ["dataset.root=20260115", "dataset.revision=1.10", "cache_root=1e5", "report=true"]
+    )
+    def test_a_number_in_the_place_of_a_name_is_sent_back_for_quotes(self, word: str) -> None:
+        """What was typed is lost by then: 1.10 has become 1.1."""
+        name = word.partition("=")[0]
+        with (
+            hydra.initialize_config_dir(config_folder(), version_base="1.3"),
+            pytest.raises(
+                ValueError, match=rf"{name} was read as .*, and must be text: .*'{name}=\"\.\.\.\"'"
+            ),
+        ):
+            settings_of(hydra.compose("precompute", ["+dataset.repo_id=a/b", word]))
+
     def test_killed_without_warning_it_resumes(self, video_dataset: Path, tmp_path: Path) -> None:
         words = precompute_words(
             video_dataset, tmp_path / "caches", "shard_mib=1", "batch_size=1", "dtype=float32"

@@ -8,18 +8,25 @@ import shlex
 import shutil
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from omegaconf import OmegaConf
 
 from lerobot_theia.cache import CacheDamagedError, CacheError, CacheMismatchError, FeatureCache
-from lerobot_theia.cache.catalog import CacheRequest, find_cache
+from lerobot_theia.cache.catalog import CacheRequest, find_cache, override
 from lerobot_theia.cache.identity import CacheIdentity, canonical_json
 from lerobot_theia.cache.plan import make_identity
 from lerobot_theia.cache.source import FileHashes, describe_source
 from lerobot_theia.encoder import EncoderSpec
+from lerobot_theia.scripts.configs import config_folder
+from lerobot_theia.scripts.precompute import settings_of
 from tests.cache.helpers import TOP, WRIST, copy_of, run, shards
 from tests.datasets import REPO_ID, make_dataset
 
@@ -191,7 +198,7 @@ class TestMismatch:
     def test_revision(self, video_dataset: Path, tiny_spec: EncoderSpec, root: Path) -> None:
         asked = request(video_dataset, tiny_spec, revision="main")
         message = self.refused(root, asked, "dataset.revision", "main", "v3.0")
-        assert "dataset.revision=main" in message
+        assert """ 'dataset.revision="main"'""" in message
 
     def test_encoder(self, video_dataset: Path, tiny_spec: EncoderSpec, root: Path) -> None:
         asked = request(video_dataset, dataclasses.replace(tiny_spec, weights_sha256="0" * 64))
@@ -295,6 +302,30 @@ def test_remembered_hashes_are_no_authority(
         content = json.dumps({path: [*entry[:2], None] for path, entry in known.items()})
     remembered.write_text(content)
     assert find_cache(tmp_path / "caches", request(video_dataset, tiny_spec)).path == cache.path
+
+
+def test_the_command_it_names_asks_for_just_this(video_dataset: Path, tiny_spec: EncoderSpec) -> None:
+    """Also where Hydra would read a number, null, or a piece of its grammar."""
+    asked = request(
+        video_dataset, tiny_spec, revision="1.10", encoder_name="~/1e5", encoder_revision="null", cameras=(TOP,)
+    )  # fmt: skip
+    words = shlex.split(asked.command(Path("2026_01")))[1:]
+    with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
+        fields = settings_of(hydra.compose("precompute", words))
+    assert fields["repo_id"] == REPO_ID and fields["root"] == str(video_dataset)
+    assert (fields["revision"], fields["cameras"]) == ("1.10", (TOP,))
+    assert (fields["encoder"], fields["encoder_revision"]) == ("~/1e5", "null")
+    assert fields["cache_root"] == "2026_01"
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.text(alphabet="ab1.e-_/~+ \\\"'${}[](),:=", max_size=12))
+@example("true")
+@example("${x}")
+@example("\\\\${x}\\")
+def test_any_text_in_a_command_is_read_as_it_was_meant(text: str) -> None:
+    read = OverridesParser.create().parse_override(override("key", text)).value()
+    assert OmegaConf.create({"key": read})["key"] == text
 
 
 @pytest.mark.slow

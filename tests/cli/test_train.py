@@ -131,7 +131,10 @@ def test_fine_tuning_a_checkpoint_on_a_dataset_that_names_its_camera_differently
 def test_auto_without_a_cache_trains_online_and_says_how_to_precompute(videos, no_caches, tmp_path):
     outcome = checked(train("theia_act", videos, tmp_path / "run", cache_root=no_caches, steps=1))
     assert "Theia features: online" in outcome.output
-    assert f"lerobot-theia-precompute +dataset.repo_id=local/tiny dataset.root={videos}" in outcome.output
+    assert (
+        f"""lerobot-theia-precompute '+dataset.repo_id="local/tiny"' 'dataset.root="{videos}"'"""
+        in outcome.output
+    )
 
 
 def test_auto_with_image_transforms_trains_online_and_says_why(videos, cache_root, tmp_path):
