@@ -161,9 +161,11 @@ def is_empty(path: Path) -> bool:
 def in_use(cache: Path, *, exclusive: bool = False) -> Iterator[None]:
     """Processes that build a cache are in it together; who deletes it wants it alone.
 
-    The lock is the kernel's, on a file beside the cache, so it ends with its process. Raises CacheError when the folder
-    is not writable, and for `exclusive` when another process builds the cache.
+    The lock is the kernel's, on a file beside the cache, so it ends with its process. It is one for the folder, by
+    whatever name or link the folder is reached. Raises CacheError when the folder is not writable, and for `exclusive`
+    when another process builds the cache.
     """
+    cache = Path(os.path.realpath(cache))
     place = cache.parent / ".locks" / f"{cache.name}.lock"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

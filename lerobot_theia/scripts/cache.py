@@ -1,6 +1,7 @@
 """`lerobot-theia-cache`: look after feature caches."""
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -118,23 +119,44 @@ def repair(arguments: argparse.Namespace, manifest: Manifest) -> int:
 
 
 def remove(arguments: argparse.Namespace) -> int:
-    path = arguments.path
-    files = [file for pattern in OUR_FILES for file in path.glob(pattern) if not file.parent.is_symlink()]
-    if path.is_symlink() or not is_cache(path, files):
-        raise CacheError(f"{path} is no feature cache, or a link to one: nothing is deleted")
-    size = sum(file.stat().st_size for file in files)
-    if not arguments.yes and not confirmed(f"delete {path} ({format_bytes(size)})? [y/N] "):
+    if arguments.path.is_symlink() or not is_cache(arguments.path):
+        raise CacheError(f"{arguments.path} is no feature cache, or a link to one: nothing is deleted")
+    path = arguments.path.resolve()
+    found = own_files(path)
+    if not arguments.yes and not confirmed(f"delete {path} ({format_bytes(bytes_of(found))})? [y/N] "):
         print("kept")
         return 1
     with in_use(path, exclusive=True):
+        # Looked for again: while the question stood, another process may have made the rest.
+        files = own_files(path)
+        size = bytes_of(files)
         # The manifest goes first: without it the rest is no cache any more, whatever interrupts us.
         for file in files:
             file.unlink(missing_ok=True)
-        for folder in [*(file.parent for file in files), path]:
+        for folder in [*(file.parent for file in (*found, *files)), path]:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
     print(f"deleted {path} ({format_bytes(size)})")
     return 0
+
+
+def own_files(path: Path) -> list[Path]:
+    """What is deleted of a cache, in this order. A folder in the place of a file is somebody else's."""
+    return [
+        file
+        for pattern in OUR_FILES
+        for file in path.glob(pattern)
+        if not file.parent.is_symlink() and (file.is_symlink() or not file.is_dir())
+    ]
+
+
+def bytes_of(files: list[Path]) -> int:
+    """Of links their own; of what another process has just removed none."""
+    size = 0
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            size += file.lstat().st_size
+    return size
 
 
 def confirmed(question: str) -> bool:
@@ -144,14 +166,14 @@ def confirmed(question: str) -> bool:
         raise CacheError("nobody is there to answer; pass --yes") from None
 
 
-def is_cache(path: Path, files: list[Path]) -> bool:
+def is_cache(path: Path) -> bool:
     """Whether the manifest or at least one shard, whole or not, says so: names alone prove nothing."""
     try:
         if json.loads((path / MANIFEST_NAME).read_bytes()).get("format") == FORMAT:
             return True
     except (OSError, ValueError, AttributeError, RecursionError):
         pass  # damaged, or of an unfinished cache; ask the shards
-    return any(file.suffix == ".safetensors" and is_shard(file) for file in files)
+    return any(file.suffix == ".safetensors" and is_shard(file) for file in own_files(path))
 
 
 def main() -> None:

@@ -177,6 +177,33 @@ class TestCacheCommand:
         assert command("rm", cache.path)[0] == 1
         assert FeatureCache.open(cache.path).verify() == []
 
+    def test_rm_deletes_what_was_made_while_it_waited_for_an_answer(
+        self, command, video_dataset: Path, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The run that it found interrupted is finished meanwhile."""
+        (cache.path / "manifest.json").unlink()
+        shards(cache.path)[1].unlink()
+
+        def answer(_: str) -> str:
+            assert run(video_dataset, cache.path.parents[1])[0].path == cache.path
+            return "y"
+
+        monkeypatch.setattr("builtins.input", answer)
+        assert command("rm", cache.path)[0] == 0
+        assert not cache.path.exists()
+
+    def test_rm_deletes_the_current_folder(
+        self, command, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(cache.path)
+        status, text = command("rm", "-y", ".")
+        assert status == 0 and f"deleted {cache.path}" in text
+        assert not cache.path.exists()
+
+    def test_rm_of_a_link_that_leads_to_itself_is_one_line(self, command, tmp_path: Path) -> None:
+        (tmp_path / "loop").symlink_to("loop")
+        assert "is no feature cache" in command("rm", "-y", tmp_path / "loop")[1]
+
     def test_rm_refuses_what_is_no_cache(self, command, tmp_path: Path) -> None:
         (tmp_path / "precious.txt").write_text("mine")
         status, text = command("rm", "-y", tmp_path)

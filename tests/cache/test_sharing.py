@@ -16,7 +16,7 @@ import pytest
 from torch import Tensor
 
 from lerobot_theia.cache import FeatureCache
-from lerobot_theia.cache.claim import ABANDONED_AFTER_S, CLAIM_PREFIX, take
+from lerobot_theia.cache.claim import ABANDONED_AFTER_S, CLAIM_PREFIX, in_use, take
 from lerobot_theia.cache.files import TEMPORARY_PREFIX
 from lerobot_theia.cache.precompute import Report, precompute
 from lerobot_theia.encoder import TheiaEncoder
@@ -303,6 +303,17 @@ class TestDeleting:
         check_same_cache(whole, tmp_path)
         assert self.remove(whole.at(tmp_path), monkeypatch) == 0
         assert not whole.at(tmp_path).exists()
+
+    def test_is_refused_by_whatever_name_the_folder_is_reached(
+        self, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = shutil.copytree(whole.path, tmp_path / "caches" / "cache")
+        (tmp_path / "link").symlink_to(path)
+        monkeypatch.chdir(path)
+        for name in (path, tmp_path / "link"):
+            with in_use(name):
+                assert "is being built by another process" in str(self.remove(Path("."), monkeypatch))
+        assert FeatureCache.open(path).verify() == []
 
     def test_is_refused_while_another_machine_does(
         self, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
