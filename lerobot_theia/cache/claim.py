@@ -13,17 +13,36 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from lerobot_theia.cache.errors import CacheError
-from lerobot_theia.cache.files import ABANDONED_AFTER_S, lock, machine, remove_temporaries, take_over
+from lerobot_theia.cache.files import (
+    ABANDONED_AFTER_S,
+    lock,
+    machine,
+    open_inside,
+    remove_temporaries,
+    take_over,
+)
 
 CLAIM_PREFIX = ".claim-"
+CLAIM_BYTES = 1024
+"""As many are read of a claim, which is shorter; it may be a stranger's."""
 WRITTEN_AFTER_S = 2.0
 """A claim that is still empty after so long was never taken: its process ended between creating and writing it."""
 TOUCH_EVERY_S = 10.0
 POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that a claim names; the claim's file is these fields as JSON."""
+
+    machine: str
+    host: str
+    pid: int
 
 
 class Claim:
@@ -65,10 +84,10 @@ def take(path: Path) -> Claim | None:
             return None  # released in this very moment
         try:
             if (created or owner_is_gone(file)) and holds(file, path):
-                owner = {"machine": machine(), "host": socket.gethostname(), "pid": os.getpid()}
+                owner = Owner(machine(), socket.gethostname(), os.getpid())
                 file.seek(0)
                 file.truncate()
-                file.write(json.dumps(owner).encode())
+                file.write(json.dumps(asdict(owner)).encode())
                 return Claim(path, file)
         except BaseException:
             if created:
@@ -102,10 +121,19 @@ def open_or_create(path: Path) -> tuple[BinaryIO, bool]:
 
 def owner_is_gone(file: BinaryIO) -> bool:
     try:
-        made_on = str(json.loads(file.read(4096))["machine"])
-    except (ValueError, TypeError, KeyError):
+        made_on = read_owner(file).machine
+    except ValueError:
         return time.time() - os.fstat(file.fileno()).st_mtime > WRITTEN_AFTER_S
     return take_over(file, made_on)
+
+
+def read_owner(file: BinaryIO) -> Owner:
+    """Raises ValueError for what is no claim, or one that is not written yet."""
+    try:
+        value = json.loads(file.read(CLAIM_BYTES))
+        return Owner(str(value["machine"]), str(value["host"]), int(value["pid"]))
+    except (TypeError, KeyError, OverflowError, RecursionError) as error:
+        raise ValueError(f"it is no claim: {error!r:.300}") from error
 
 
 def holds(file: BinaryIO, path: Path) -> bool:
@@ -129,10 +157,11 @@ def waiting_for(path: Path) -> Iterator[Claim]:
 def owner(path: Path) -> str:
     """Who has a claim, for people."""
     try:
-        value = json.loads(path.read_bytes()[:4096])
-        return f"process {int(value['pid'])} on {str(value['host'])!r}"
-    except (OSError, ValueError, TypeError, KeyError):
+        with open(open_inside(path, path.parent), "rb") as file:
+            value = read_owner(file)
+    except (OSError, ValueError):
         return "another process"
+    return f"process {value.pid} on {value.host!r}"
 
 
 def claims(cache: Path) -> Iterator[Path]:

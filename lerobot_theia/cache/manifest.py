@@ -145,15 +145,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Raises CacheDamagedError when the manifest is absent, altered or not one; CacheError for a newer format."""
     path = folder / MANIFEST_NAME
     try:
-        with open(open_inside(path, folder), "rb") as file:
-            text = file.read(MAX_MANIFEST_BYTES + 1)
-        if len(text) > MAX_MANIFEST_BYTES:
-            raise ValueError(f"it is larger than the limit, {MAX_MANIFEST_BYTES} bytes")
-        if text.count(b",") > MAX_VALUES:
-            raise ValueError(f"it holds more than {MAX_VALUES} values")
-        body = json.loads(text, object_pairs_hook=unique_keys, parse_constant=refuse_constant)
-        if not isinstance(body, dict) or body.get("format") != FORMAT:
-            raise ValueError(f"it does not say {FORMAT!r}")
+        text, body = read_json(folder)
     except FileNotFoundError:
         raise CacheDamagedError(
             f"{folder} holds no {MANIFEST_NAME}: it is no cache, or one that is not finished. "
@@ -180,6 +172,32 @@ def read_manifest(folder: Path) -> Manifest:
         return parse(body)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise CacheDamagedError(f"{path} was altered: {error!r:.300}") from error
+
+
+def read_json(folder: Path) -> tuple[bytes, Json]:
+    """A manifest's text, and what it says; whether that is true is for the caller to see.
+
+    Raises OSError, ValueError or RecursionError for what does not even call itself a manifest.
+    """
+    with open(open_inside(folder / MANIFEST_NAME, folder), "rb") as file:
+        text = file.read(MAX_MANIFEST_BYTES + 1)
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise ValueError(f"it is larger than the limit, {MAX_MANIFEST_BYTES} bytes")
+    if text.count(b",") > MAX_VALUES:
+        raise ValueError(f"it holds more than {MAX_VALUES} values")
+    body = json.loads(text, object_pairs_hook=unique_keys, parse_constant=refuse_constant)
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise ValueError(f"it does not say {FORMAT!r}")
+    return text, body
+
+
+def is_manifest(folder: Path) -> bool:
+    """Whether a folder holds what calls itself a manifest, of whatever version, altered or not."""
+    try:
+        read_json(folder)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict:

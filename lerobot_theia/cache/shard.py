@@ -316,10 +316,10 @@ def verify_shard(
     return sha256
 
 
-def is_shard(path: Path) -> bool:
-    """Whether a file calls itself a shard of some cache."""
+def is_shard(path: Path, cache: Path) -> bool:
+    """Whether a file in the folder `cache` calls itself a shard of some cache."""
     try:
-        with path.open("rb") as file:
+        with open(open_inside(path, cache), "rb") as file:
             start = file.read(8 + 32)
     except OSError:
         return False

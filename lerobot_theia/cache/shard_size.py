@@ -13,6 +13,8 @@ from lerobot_theia.cache.shard import check_header
 
 SETTLED_NAME = ".shard-frames"
 """A file with the number, while a cache has no manifest that says it."""
+DIGITS = 32
+"""More than a number up to MAX_INTEGER has."""
 HEADER_BYTES = 4096
 
 
@@ -26,8 +28,8 @@ def settle_shard_frames(plan: Plan) -> int:
 
 
 def begun_with(settled: Path) -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        return min(max(1, int(settled.read_text())), MAX_INTEGER)
+    with contextlib.suppress(OSError, ValueError), open(open_inside(settled, settled.parent), "rb") as file:
+        return min(max(1, int(file.read(DIGITS))), MAX_INTEGER)
     return None
 
 

@@ -12,7 +12,7 @@ from lerobot_theia.cache.catalog import cache_folders
 from lerobot_theia.cache.claim import CLAIM_PREFIX, in_use
 from lerobot_theia.cache.errors import CacheDamagedError, CacheError
 from lerobot_theia.cache.files import TEMPORARY_PREFIX
-from lerobot_theia.cache.manifest import FORMAT, MANIFEST_NAME, Manifest, read_manifest
+from lerobot_theia.cache.manifest import MANIFEST_NAME, Manifest, is_manifest, read_manifest
 from lerobot_theia.cache.plan import format_bytes
 from lerobot_theia.cache.reader import MEND, FeatureCache
 from lerobot_theia.cache.root import resolve_cache_root
@@ -168,12 +168,9 @@ def confirmed(question: str) -> bool:
 
 def is_cache(path: Path) -> bool:
     """Whether the manifest or at least one shard, whole or not, says so: names alone prove nothing."""
-    try:
-        if json.loads((path / MANIFEST_NAME).read_bytes()).get("format") == FORMAT:
-            return True
-    except (OSError, ValueError, AttributeError, RecursionError):
-        pass  # damaged, or of an unfinished cache; ask the shards
-    return any(file.suffix == ".safetensors" and is_shard(file) for file in own_files(path))
+    return is_manifest(path) or any(
+        file.suffix == ".safetensors" and is_shard(file, path) for file in own_files(path)
+    )
 
 
 def main() -> None:

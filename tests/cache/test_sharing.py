@@ -234,7 +234,7 @@ class TestClaims:
         assert claim is not None and "elsewhere" not in path.read_text()
         claim.release()
 
-    @pytest.mark.parametrize("content", ["", "{", "[]", '{"machine": '])
+    @pytest.mark.parametrize("content", ["", "{", "[]", '{"machine": ', "[" * 4096])
     def test_one_whose_process_ended_before_it_could_write_counts_for_two_seconds(
         self, tmp_path: Path, content: str
     ) -> None:

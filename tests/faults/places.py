@@ -1,5 +1,6 @@
 """Places where writing fails for real, each set up in a child process and gone with it."""
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -58,6 +59,13 @@ def file_size_limit(size: int) -> None:
 
 def no_file_size_limit() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def little_memory() -> None:
+    """This process may have 2 GiB of addresses more than now: enough to work, and not to read what has no end."""
+    with contextlib.suppress(FileNotFoundError):  # no /proc, no count
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**31,) * 2)
 
 
 def may_mount() -> bool:

@@ -15,6 +15,7 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
 from lerobot_theia.cache import CacheDamagedError, CacheError, FeatureCache
 from lerobot_theia.cache.catalog import CacheRequest, find_cache
+from lerobot_theia.cache.claim import owner
 from lerobot_theia.cache.precompute import precompute
 from lerobot_theia.encoder import TheiaEncoder
 from lerobot_theia.scripts import cache as cache_command
@@ -236,18 +237,100 @@ def test_a_link_out_of_the_cache_is_not_read(copy: Path, tmp_path: Path, place: 
         assert "link out of" in opened.verify()[0]
 
 
-@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+KINDS = ["pipe", "folder", "device", "gigantic file"]
+
+
+def put(kind: str, path: Path) -> None:
+    """What no reader must wait for, or read whole, in the place of a file."""
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.touch()
+        os.truncate(path, 2**40)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_file_is_not_waited_for(copy: Path, kind: str) -> None:
     for path in (copy / TOP / "000000.safetensors", copy / "manifest.json"):
-        path.unlink()
-        if kind == "pipe":
-            os.mkfifo(path)
-        elif kind == "folder":
-            path.mkdir()
-        else:
-            path.symlink_to("/dev/zero")
+        put(kind, path)
         with pytest.raises(CacheDamagedError):
             FeatureCache.open(copy)
+
+
+def remove(tell: Tell, cache: Path) -> str | None:
+    """For children: `lerobot-theia-cache rm`, in little memory; what it ends with, None if it deleted."""
+    places.little_memory()
+    sys.argv = ["lerobot-theia-cache", "rm", "-y", str(cache)]
+    try:
+        cache_command.main()
+    except SystemExit as end:
+        return str(end.code) if end.code else None
+    return "went on"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("names", [["manifest.json"], [f"{TOP}/000000.safetensors", "manifest.json"]])
+def test_rm_does_not_wait_for_what_is_no_file(copy: Path, names: list[str], kind: str) -> None:
+    """It deletes the rest of the cache, and a folder is not its own."""
+    for name in names:
+        put(kind, copy / name)
+    outcome = children.run(remove, copy)
+    assert outcome.status == 0 and outcome.value is None, outcome
+    assert files_under(copy) == set()
+    assert copy.exists() == (kind == "folder")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rm_does_not_wait_for_what_only_looks_like_a_cache(tmp_path: Path, kind: str) -> None:
+    names = [
+        "manifest.json",
+        ".shard-frames",
+        ".claim-manifest",
+        "camera/000000.safetensors",
+        "camera/.claim-000000",
+    ]
+    for name in names:
+        (tmp_path / "theirs" / name).parent.mkdir(parents=True, exist_ok=True)
+        put(kind, tmp_path / "theirs" / name)
+    assert "is no feature cache" in children.run(remove, tmp_path / "theirs").value
+    assert all(os.path.lexists(tmp_path / "theirs" / name) for name in names)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_precompute_does_not_wait_for_what_is_no_file(whole: Whole, copy: Path, kind: str) -> None:
+    """It puts its own in the place, but never removes a folder."""
+    put(kind, copy / ".shard-frames")
+    put(kind, copy / "manifest.json")
+    put(kind, copy / TOP / "000000.safetensors")
+    outcome = children.run(make_in_little_memory, whole.job, copy.parents[1])
+    if kind == "folder":
+        assert outcome.error.startswith(f"CacheError: cannot write {copy}"), outcome.details
+    else:
+        assert outcome.value, outcome.details
+        assert same_tokens(FeatureCache.open(copy), FeatureCache.open(whole.path))
+
+
+def make_in_little_memory(tell: Tell, job: Job, root: Path) -> bool:
+    """For children: precompute."""
+    places.little_memory()
+    return precompute(job.settings(root)).frames_encoded > 0
+
+
+def owners_of(tell: Tell, path: Path) -> str:
+    """For children: who has a claim, in little memory."""
+    places.little_memory()
+    return owner(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_claim_that_is_no_file_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    put(kind, tmp_path / ".claim-000000")
+    assert children.run(owners_of, tmp_path / ".claim-000000").value == "another process"
 
 
 def test_a_link_in_the_place_of_a_cameras_folder_is_not_written_through(
