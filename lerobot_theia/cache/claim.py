@@ -165,8 +165,11 @@ def owner(path: Path) -> str:
 
 
 def claims(cache: Path) -> Iterator[Path]:
+    """Those in the cache's own folders: one that is a link, in a cache that a stranger made, may be anybody's."""
     for pattern in (f"{CLAIM_PREFIX}*", f"*/{CLAIM_PREFIX}*"):
-        yield from cache.glob(pattern)
+        yield from (
+            path for path in cache.glob(pattern) if path.parent == cache or not path.parent.is_symlink()
+        )
 
 
 def sweep(cache: Path) -> None:

@@ -81,7 +81,7 @@ class FileHashes:
 def select_cameras(meta: "LeRobotDatasetMetadata", cameras: Iterable[str] | None = None) -> list[str]:
     """The RGB cameras to encode, in the dataset's order; all of them unless `cameras` names some.
 
-    Raises CacheError for a dataset without cameras, an unknown name, and grayscale or depth cameras.
+    Raises CacheError for a dataset without cameras, none or an unknown name asked for, and grayscale or depth cameras.
     """
     if not meta.camera_keys:
         raise CacheError(
@@ -89,6 +89,11 @@ def select_cameras(meta: "LeRobotDatasetMetadata", cameras: Iterable[str] | None
             "or a video. Theia policies need at least one; train LeRobot's own policies on state instead."
         )
     wanted = list(meta.camera_keys if cameras is None else cameras)
+    if not wanted:
+        raise CacheError(
+            f"cameras=[] names none of the cameras of dataset {meta.repo_id!r}, {list(meta.camera_keys)}; leave cameras out "
+            "for all of them"
+        )
     if unknown := [name for name in wanted if name not in meta.camera_keys]:
         raise CacheError(f"dataset {meta.repo_id!r} has no camera {unknown}; it has {list(meta.camera_keys)}")
     for name in wanted:

@@ -17,7 +17,7 @@ from lerobot_theia.cache.plan import format_bytes
 from lerobot_theia.cache.reader import MEND, FeatureCache
 from lerobot_theia.cache.root import resolve_cache_root
 from lerobot_theia.cache.shard import is_shard
-from lerobot_theia.cache.shard_size import SETTLED_NAME
+from lerobot_theia.cache.shard_size import SETTLED_NAME, begun_with
 
 SHARDS = "*/[0-9][0-9][0-9][0-9][0-9][0-9].safetensors"
 HIDDEN = (TEMPORARY_PREFIX + "*", CLAIM_PREFIX + "*", SETTLED_NAME)
@@ -167,9 +167,14 @@ def confirmed(question: str) -> bool:
 
 
 def is_cache(path: Path) -> bool:
-    """Whether the manifest or at least one shard, whole or not, says so: names alone prove nothing."""
-    return is_manifest(path) or any(
-        file.suffix == ".safetensors" and is_shard(file, path) for file in own_files(path)
+    """Whether a manifest, a shard, whole or not, or the number that a run begins with says so.
+
+    Names alone prove nothing, nor do claims: distillation leaves such, too.
+    """
+    return (
+        is_manifest(path)
+        or begun_with(path / SETTLED_NAME) is not None
+        or any(file.suffix == ".safetensors" and is_shard(file, path) for file in own_files(path))
     )
 
 

@@ -40,8 +40,7 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     for name in ("wandb", "report"):
         fields.pop(name)
     fields["views"], fields["augment"] = augment.from_settings(fields["augment"])
-    if fields["cameras"] is not None:
-        fields["cameras"] = tuple(fields["cameras"])
+    fields["cameras"] = cameras_of(fields["cameras"])
     return {
         **{str(name): value for name, value in fields.items()},
         "repo_id": dataset["repo_id"],
@@ -58,6 +57,25 @@ def check_text(name: str, value: object) -> None:
         raise ValueError(
             f"{name} was read as {value!r}, and must be text: put it in two pairs of quotes, '{name}=\"...\"', of which "
             "the shell takes one and Hydra the other"
+        )
+
+
+def cameras_of(value: object) -> tuple[str, ...] | None:
+    """One name is a list of one. Raises ValueError for what is no name."""
+    if value is None:
+        return None
+    names = value if isinstance(value, list) else [value]
+    for name in names:
+        check_text("cameras", name)
+    return tuple(names)
+
+
+def check_report(path: Path) -> None:
+    """Raises ValueError where the outcome could not be written: better now than after the work."""
+    place = path if path.exists() else path.parent
+    if path.is_dir() or not path.parent.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(
+            f"report={path} cannot be written: name a file in a folder that is there and can be written to"
         )
 
 
@@ -112,8 +130,11 @@ def run(config: DictConfig) -> None:
         progress(done, new)
 
     try:
+        settings = PrecomputeSettings(**settings_of(config))
+        if config.report:
+            check_report(Path(config.report))
         report = precompute(
-            PrecomputeSettings(**settings_of(config)),
+            settings,
             say=tqdm.write,
             on_plan=start,
             progress=advance,

@@ -13,12 +13,12 @@ from pathlib import Path
 import hydra
 import pytest
 
-from lerobot_theia.cache import FeatureCache
+from lerobot_theia.cache import CacheError, FeatureCache
 from lerobot_theia.cache.manifest import write_manifest
 from lerobot_theia.cache.plan import PrecomputeSettings
 from lerobot_theia.scripts import cache as cache_command
 from lerobot_theia.scripts.configs import config_folder
-from lerobot_theia.scripts.precompute import settings_of
+from lerobot_theia.scripts.precompute import check_report, settings_of
 from tests.cache.helpers import TOP, WRIST, copy_of, digests, run, shards, strays
 from tests.datasets import REPO_ID
 
@@ -259,6 +259,10 @@ class TestPrecomputeCommand:
             ),
             (["+dataset.repo_id=a/b", "dtype=float12"], "dtype='float12' is not a storage type"),
             (["+dataset.repo_id=a/b", "batch_size=many"], "batch_size='many' must be a whole number"),
+            (
+                ["+dataset.repo_id=a/b", "report=none/report.json"],
+                "report=none/report.json cannot be written",
+            ),
             (["dataset=pusht_expert"], "dataset 'local/pusht_expert' is neither in LeRobot's home nor"),
         ],
     )
@@ -299,6 +303,33 @@ class TestPrecomputeCommand:
             ),
         ):
             settings_of(hydra.compose("precompute", ["+dataset.repo_id=a/b", word]))
+
+    @pytest.mark.parametrize(
+        ("word", "cameras"),
+        [
+            ("cameras=null", None),
+            (f"cameras={TOP}", (TOP,)),
+            (f"cameras=[{TOP}]", (TOP,)),
+            (f"cameras=[{TOP},{WRIST}]", (TOP, WRIST)),
+        ],
+    )
+    def test_one_camera_needs_no_brackets(self, word: str, cameras: tuple[str, ...] | None) -> None:
+        with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
+            fields = settings_of(hydra.compose("precompute", ["+dataset.repo_id=a/b", word]))
+        assert fields["cameras"] == cameras
+
+    def test_a_cache_of_no_cameras_is_not_made(self, video_dataset: Path, tmp_path: Path) -> None:
+        with pytest.raises(CacheError, match=r"cameras=\[\] names none of the cameras .* leave cameras out"):
+            run(video_dataset, tmp_path, cameras=())
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("name", ["none/report.json", ".", "file/report.json"])
+    def test_a_report_needs_a_place(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / "file").touch()
+        check_report(tmp_path / "report.json")
+        check_report(tmp_path / "file")
+        with pytest.raises(ValueError, match="cannot be written: name a file"):
+            check_report(tmp_path / name)
 
     def test_killed_without_warning_it_resumes(self, video_dataset: Path, tmp_path: Path) -> None:
         words = precompute_words(

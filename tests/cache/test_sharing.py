@@ -326,6 +326,35 @@ class TestDeleting:
         age(claim, ABANDONED_AFTER_S + 60)
         assert self.remove(path, monkeypatch) == 0
 
+    def test_takes_what_a_process_left_that_was_killed_in_its_first_shard(
+        self, start: Callable[..., Child], whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        child = start(whole.job, tmp_path, 600.0, 1)
+        until(lambda: list(tmp_path.rglob(f"{TOP}/{TEMPORARY_PREFIX}*")))
+        child.kill(signal.SIGKILL)
+        child.wait()
+        assert self.remove(whole.at(tmp_path), monkeypatch) == 0
+        assert not whole.at(tmp_path).exists()
+
+    def test_takes_what_a_process_left_that_was_killed_before_its_first_shard(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "cache").mkdir()
+        (tmp_path / "cache" / ".shard-frames").write_text("13")
+        assert self.remove(tmp_path / "cache", monkeypatch) == 0
+        assert not (tmp_path / "cache").exists()
+
+    def test_takes_no_claim_behind_a_link(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "real").mkdir()
+        (tmp_path / "real" / f"{CLAIM_PREFIX}000000").write_text(OTHER_MACHINE)
+        age(tmp_path / "real" / f"{CLAIM_PREFIX}000000", ABANDONED_AFTER_S + 60)
+        (tmp_path / "theirs").mkdir()
+        (tmp_path / "theirs" / "camera").symlink_to(tmp_path / "real")
+        assert "is no feature cache" in str(self.remove(tmp_path / "theirs", monkeypatch))
+        (tmp_path / "theirs" / ".shard-frames").write_text("13")
+        assert self.remove(tmp_path / "theirs", monkeypatch) == 0
+        assert [path.name for path in (tmp_path / "real").iterdir()] == [f"{CLAIM_PREFIX}000000"]
+
     def test_takes_what_a_killed_process_left(
         self, start: Callable[..., Child], whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
