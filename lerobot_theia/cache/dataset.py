@@ -10,12 +10,14 @@ from lerobot_theia.cache.errors import CacheError
 from lerobot_theia.cache.plan import PrecomputeSettings
 from lerobot_theia.cache.source import missing_files, select_cameras
 
+ROOT = "dataset.root=... (`--dataset-root` of `lerobot-theia-cache verify --repair`)"
+
 
 def open_metadata(settings: PrecomputeSettings) -> LeRobotDatasetMetadata:
     if settings.root is not None and not (Path(settings.root) / "meta" / "info.json").is_file():
         raise CacheError(
             f"dataset.root={settings.root} holds no LeRobotDataset (meta/info.json is missing); check the path, or "
-            "leave dataset.root out to look on the Hub"
+            f"leave {ROOT} out to look on the Hub"
         )
     try:
         meta = LeRobotDatasetMetadata(settings.repo_id, root=settings.root, revision=settings.revision)
@@ -27,7 +29,7 @@ def open_metadata(settings: PrecomputeSettings) -> LeRobotDatasetMetadata:
     except Exception as error:  # whatever the Hub, the network or a damaged file raise
         raise CacheError(
             f"dataset {settings.repo_id!r} is neither in LeRobot's home nor to be had from the Hub "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}). Give its folder with dataset.root=..., or "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}). Give its folder with {ROOT}, or "
             "record it first (scripts/record_pusht_demos.py for local/pusht_expert)"
         ) from error
     if missing := missing_files(meta, select_cameras(meta, settings.cameras)):

@@ -70,7 +70,7 @@ def list_caches(arguments: argparse.Namespace) -> int:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    manifest = FeatureCache.open(arguments.path).manifest
+    manifest = read_manifest(arguments.path)
     print(
         json.dumps(
             {
@@ -111,7 +111,10 @@ def repair(arguments: argparse.Namespace, manifest: Manifest) -> int:
     from lerobot_theia.cache.repair import settings_of
 
     settings = settings_of(manifest, dataset_root=arguments.dataset_root, encoder=arguments.encoder)
-    report = precompute(settings, path=arguments.path, say=print)
+    try:
+        report = precompute(settings, path=arguments.path, say=print)
+    except ValueError as error:  # no such encoder, or one that is damaged
+        raise CacheError(f"encoder {settings.encoder!r}: {error}. Name another with --encoder") from error
     print(
         f"{arguments.path}: {len(report.problems)} damaged file(s) made again, the rest is as it was written"
     )

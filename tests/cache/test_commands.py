@@ -48,6 +48,10 @@ def precompute_words(dataset: Path, cache_root: Path, *more: str) -> list[str]:
     ]
 
 
+def not_found(*_: object, **__: object) -> None:
+    raise FileNotFoundError("no such dataset")
+
+
 class TestCacheCommand:
     """`lerobot-theia-cache`, in this process: starting one takes seconds."""
 
@@ -97,6 +101,12 @@ class TestCacheCommand:
         assert status == 0
         assert told["identity"] == cache.manifest.identity.to_json()
         assert told["shards"] == {TOP: 2, WRIST: 2} and told["made_with"]["settings"]["batch_size"] == 64
+
+    def test_info_shows_a_damaged_cache_whose_settings_mend_it(self, command, cache: FeatureCache) -> None:
+        shards(cache.path)[0].write_bytes(b"")
+        assert "the settings of this cache, which `info` shows" in command("verify", cache.path)[1]
+        status, text = command("info", cache.path)
+        assert status == 0 and json.loads(text)["made_with"] == cache.manifest.made_with
 
     def test_verify_of_a_whole_cache(self, command, cache: FeatureCache) -> None:
         status, text = command("verify", cache.path)
@@ -149,6 +159,24 @@ class TestCacheCommand:
         words = ["--dataset-root", video_dataset, "--encoder", "random-tiny"]
         assert command("verify", "--repair", cache.path, *words)[0] == 0
         assert shards(cache.path)[0].read_bytes() and digests(cache.path).keys() == before.keys()
+
+    def test_repair_with_an_encoder_that_is_none_is_one_line(
+        self, command, video_dataset: Path, cache: FeatureCache
+    ) -> None:
+        shards(cache.path)[0].unlink()
+        words = ["verify", "--repair", cache.path, "--dataset-root", video_dataset, "--encoder", "nonsuch"]
+        status, text = command(*words)
+        assert status == 1 and "lerobot-theia-cache: encoder 'nonsuch': unknown encoder" in text
+        assert "Name another with --encoder" in text
+
+    @pytest.mark.parametrize("words", [[], ["--dataset-root", "/nowhere"]])
+    def test_repair_of_a_dataset_that_is_elsewhere_names_its_flag(
+        self, command, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch, words: list[str]
+    ) -> None:
+        monkeypatch.setattr("lerobot_theia.cache.dataset.LeRobotDatasetMetadata", not_found)
+        shards(cache.path)[0].unlink()
+        status, text = command("verify", "--repair", cache.path, *words)
+        assert status == 1 and "`--dataset-root` of `lerobot-theia-cache verify --repair`" in text
 
     @pytest.mark.parametrize("word", ["info", "verify"])
     def test_what_is_no_cache_is_said_in_one_line(self, command, tmp_path: Path, word: str) -> None:
