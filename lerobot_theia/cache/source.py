@@ -98,14 +98,26 @@ def select_cameras(meta: "LeRobotDatasetMetadata", cameras: Iterable[str] | None
         raise CacheError(f"dataset {meta.repo_id!r} has no camera {unknown}; it has {list(meta.camera_keys)}")
     for name in wanted:
         height, width, channels = image_shape(meta, name)
-        if channels != 3 or name in meta.depth_keys:
+        if not is_rgb(meta, name):
             kind = "a depth map" if name in meta.depth_keys else f"an image of {channels} channel(s)"
-            colour = [other for other in meta.camera_keys if other != name and other not in meta.depth_keys]
+            colour = ",".join(other for other in meta.camera_keys if is_rgb(meta, other))
+            remedy = (
+                f"Leave it out by naming the others: `cameras=[{colour}]` when precomputing, `--policy.input_features` when "
+                "training."
+                if colour
+                else "The dataset has no RGB camera; train LeRobot's own policies instead."
+            )
             raise CacheError(
-                f"feature {name!r} is {kind} ({height}x{width}x{channels}); Theia encodes RGB. Leave it out by "
-                f"naming the others: `cameras={colour}` when precomputing, `--policy.input_features` when training."
+                f"feature {name!r} is {kind} ({height}x{width}x{channels}); Theia encodes RGB. {remedy}"
             )
     return [name for name in meta.camera_keys if name in set(wanted)]
+
+
+def is_rgb(meta: "LeRobotDatasetMetadata", camera: str) -> bool:
+    """Whether a camera's frames are what Theia encodes."""
+    with contextlib.suppress(CacheError):
+        return camera not in meta.depth_keys and image_shape(meta, camera)[2] == 3
+    return False
 
 
 def image_shape(meta: "LeRobotDatasetMetadata", camera: str) -> tuple[int, int, int]:

@@ -183,9 +183,20 @@ class TestDatasetsWithoutUsableCameras:
     def test_grayscale_and_depth_are_refused_and_can_be_left_out(
         self, tmp_path: Path, info: dict | None, shape: tuple[int, ...], kind: str
     ) -> None:
+        """The setting that it names is one that Hydra reads, and names only cameras that will do."""
         dataset = make_dataset(tmp_path / "dataset", episodes=(3,), use_videos=False)
         describe(dataset, "observation.images.depth", shape, info)
-        with pytest.raises(CacheError, match=rf"'observation\.images\.depth' is {kind}.*cameras=\['{TOP}'"):
+        describe(dataset, "observation.images.infrared", (32, 32, 1), None)
+        describe(dataset, "observation.images.flat", (32, 32), None)
+        with pytest.raises(
+            CacheError, match=rf"'observation\.images\.depth' is {kind}.*`cameras=\[{TOP},{WRIST}\]`"
+        ):
+            run(dataset, tmp_path / "caches")
+
+    def test_a_dataset_of_depth_alone_is_told_so(self, tmp_path: Path) -> None:
+        dataset = make_dataset(tmp_path / "dataset", episodes=(3,), cameras={})
+        describe(dataset, "observation.images.depth", (32, 32, 1), None)
+        with pytest.raises(CacheError, match=r"The dataset has no RGB camera; train LeRobot's own policies"):
             run(dataset, tmp_path / "caches")
 
 
