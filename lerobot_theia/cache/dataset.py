@@ -44,9 +44,9 @@ def open_metadata(settings: PrecomputeSettings) -> LeRobotDatasetMetadata:
 
 
 def open_dataset(settings: PrecomputeSettings) -> LeRobotDataset:
-    """Raises CacheError when LeRobot cannot read the dataset, or cannot download what is missing of it."""
+    """Raises CacheError when LeRobot cannot read the dataset, cannot download what is missing of it, or finds it short."""
     try:
-        return LeRobotDataset(
+        dataset = LeRobotDataset(
             settings.repo_id,
             root=settings.root,
             revision=settings.revision,
@@ -58,3 +58,9 @@ def open_dataset(settings: PrecomputeSettings) -> LeRobotDataset:
         raise CacheError(
             f"LeRobot cannot open dataset {settings.repo_id!r}: {type(error).__name__}: {error}"
         ) from error
+    if (rows := len(dataset.hf_dataset)) < dataset.meta.total_frames:
+        raise CacheError(
+            f"the parquet files of dataset {settings.repo_id!r} in {dataset.root / 'data'} hold {rows} rows, and "
+            f"meta/info.json declares {dataset.meta.total_frames} frames: download or record the dataset again"
+        )
+    return dataset

@@ -161,6 +161,22 @@ def test_a_video_backend_that_does_not_load_is_no_fault_of_the_videos(
         run(video_dataset, tmp_path, video_backend="torchcodec")
 
 
+def test_a_parquet_file_with_too_few_rows_is_an_error_before_any_work(
+    image_dataset: Path, tmp_path: Path
+) -> None:
+    """A download that was cut short, say: meta/ knows of more frames."""
+    import shutil
+
+    dataset = shutil.copytree(image_dataset, tmp_path / "dataset")
+    path = sorted(dataset.glob("data/*/*.parquet"))[-1]
+    pq.write_table(pq.read_table(path).slice(0, 2), path)
+    with pytest.raises(
+        CacheError, match=r"hold 14 rows, and meta/info.json declares 16 frames: download or record"
+    ):
+        run(dataset, tmp_path / "caches")
+    assert not list(tmp_path.glob("caches/*/*/*/*"))
+
+
 class TestDatasetsWithoutUsableCameras:
     def test_no_camera(self, tmp_path: Path) -> None:
         dataset = make_dataset(tmp_path / "dataset", episodes=(3,), cameras={})
