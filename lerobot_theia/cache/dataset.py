@@ -32,6 +32,11 @@ def open_metadata(settings: PrecomputeSettings) -> LeRobotDatasetMetadata:
             f"({type(error).__name__}: {' '.join(str(error).split())[:300]}). Give its folder with {ROOT}, or "
             "record it first (scripts/record_pusht_demos.py for local/pusht_expert)"
         ) from error
+    if not meta.total_episodes:
+        raise CacheError(
+            f"dataset {settings.repo_id!r} in {meta.root} has no episode yet: record one, and close the recording, before "
+            "its frames are encoded"
+        )
     if missing := missing_files(meta, select_cameras(meta, settings.cameras)):
         # A dataset of the Hub of which only the metadata is here. LeRobot downloads the rest when it opens it.
         try:

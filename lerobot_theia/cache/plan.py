@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 DEFAULT_TOLERANCE_S = 1e-4
 """LeRobot's."""
 SHARD_BYTES = 64 * 2**20
+MAX_SHARD_MIB = 2**20
+"""1 TiB."""
 SHARDS_PER_CAMERA = 48
 """With few shards a cache opens as fast at ten million frames as at ten thousand, and needs few memory maps; with enough
 of them an interruption costs a fiftieth of the work."""
@@ -80,6 +82,8 @@ class PrecomputeSettings:
             automatic = value is None and name in ("shard_mib", "decode_threads")
             if (type(value) is not int or value < 1) and not automatic:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        if self.shard_mib is not None and self.shard_mib > MAX_SHARD_MIB:
+            raise ValueError(f"shard_mib={self.shard_mib} must be at most {MAX_SHARD_MIB}")
         for name in ("compile", "verify"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be true or false")

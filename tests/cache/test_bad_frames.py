@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from torch import Tensor
 
 from lerobot_theia.cache import CacheDamagedError, CacheError, FeatureCache, FrameError
 from lerobot_theia.cache.repair import settings_of
 from lerobot_theia.encoder import TheiaEncoder
 from tests.cache.helpers import TOP, WRIST, digests, run, strays
-from tests.datasets import make_dataset
+from tests.datasets import REPO_ID, make_dataset
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, at: int, value: float) -> None:
@@ -165,8 +166,6 @@ def test_a_parquet_file_with_too_few_rows_is_an_error_before_any_work(
     image_dataset: Path, tmp_path: Path
 ) -> None:
     """A download that was cut short, say: meta/ knows of more frames."""
-    import shutil
-
     dataset = shutil.copytree(image_dataset, tmp_path / "dataset")
     path = sorted(dataset.glob("data/*/*.parquet"))[-1]
     pq.write_table(pq.read_table(path).slice(0, 2), path)
@@ -175,6 +174,14 @@ def test_a_parquet_file_with_too_few_rows_is_an_error_before_any_work(
     ):
         run(dataset, tmp_path / "caches")
     assert not list(tmp_path.glob("caches/*/*/*/*"))
+
+
+def test_a_dataset_without_an_episode_is_named(tmp_path: Path) -> None:
+    """A recording that has just begun."""
+    image = {"dtype": "video", "shape": (48, 64, 3), "names": ["height", "width", "channel"]}
+    LeRobotDataset.create(REPO_ID, fps=10, features={TOP: image}, root=tmp_path / "dataset")
+    with pytest.raises(CacheError, match="has no episode yet: record one, and close the recording"):
+        run(tmp_path / "dataset", tmp_path / "caches")
 
 
 class TestDatasetsWithoutUsableCameras:

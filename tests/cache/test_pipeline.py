@@ -197,6 +197,11 @@ def test_numbers_that_are_none_are_refused(
         run(video_dataset, tmp_path, **{field: value})
 
 
+def test_a_shard_of_more_than_there_could_be_is_refused(video_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"shard_mib=1048577 must be at most 1048576"):
+        run(video_dataset, tmp_path, shard_mib=2**20 + 1)
+
+
 def test_an_unknown_video_backend_is_refused(video_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="video_backend='vhs'; choose torchcodec or pyav"):
         run(video_dataset, tmp_path, video_backend="vhs")
