@@ -46,10 +46,13 @@ class Lower:
     measure: str
     interval: tuple[float, float] | None
     """Of the difference, 95 %, where both began from the same starts."""
-    by_chance: bool
-    """The interval reaches 0; where there is none, their own intervals overlap."""
     overlap: bool
     """Of their own intervals."""
+
+    @property
+    def by_chance(self) -> bool:
+        """The interval reaches 0; where there is none, their own intervals overlap."""
+        return self.overlap if self.interval is None else self.interval[1] >= 0
 
 
 def aims(rows: Sequence[Row]) -> list[Aim]:
@@ -122,28 +125,25 @@ def lower(row: Row, other: Row) -> list[Lower]:
             continue
         overlaps = overlap(row.summary[interval], other.summary[interval])
         if row.starts != other.starts:
-            found.append(Lower(measure, None, overlaps, overlaps))
+            found.append(Lower(measure, None, overlaps))
             continue
         mine, theirs = (
             np.mean([each["evaluation"][episodes] for each in one.results], axis=0) for one in (row, other)
         )
-        low, high = bootstrap_mean((mine - theirs).tolist())
-        found.append(Lower(measure, (low, high), high >= 0, overlaps))
+        found.append(Lower(measure, bootstrap_mean((mine - theirs).tolist()), overlaps))
     return found
 
 
-def said(lower: Lower) -> str:
+def said(each: Lower) -> str:
     """`lower in success by 2.0 to 12.0 points on the same starts, though the intervals overlap`"""
-    if lower.interval is None:
-        return f"lower in {lower.measure}" + (", the intervals overlap" if lower.overlap else "")
-    scale, form, unit = (100, ".1f", " points") if lower.measure == "success" else (1, ".3f", "")
-    least, most = (f"{0.0 - scale * each:{form}}" for each in reversed(lower.interval))
-    how = (
-        "which may be chance" if lower.by_chance else "though the intervals overlap" if lower.overlap else ""
-    )
-    return ", ".join(
-        filter(None, (f"lower in {lower.measure} by {least} to {most}{unit} on the same starts", how))
-    )
+    if each.interval is None:
+        return f"lower in {each.measure}" + (", the intervals overlap" if each.overlap else "")
+    scale, form, unit = (100, ".1f", " points") if each.measure == "success" else (1, ".3f", "")
+    least, most = (f"{0.0 - scale * end:{form}}" for end in reversed(each.interval))
+    text = f"lower in {each.measure} by {least} to {most}{unit} on the same starts"
+    if each.by_chance:
+        return f"{text}, which may be chance"
+    return f"{text}, though the intervals overlap" if each.overlap else text
 
 
 def outcome(row: Row) -> str:

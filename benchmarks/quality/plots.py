@@ -103,8 +103,8 @@ def label(alike: Sequence[Row]) -> str:
     """Arm, scene, and of which tasks, as far as that is not clear."""
     row = alike[0]
     tasks = "" if row["suite"] == row["task"] else row["task"] if len(alike) == 1 else f"{len(alike)} tasks"
-    of = "" if row["demonstrations"] == row["recorded"] else f"of {row['recorded']}"
-    said = ", ".join(filter(None, (tasks, "" if row.scene == "plain" else f"{row.scene} scene", of)))
+    scene = "" if row.scene == "plain" else f"{row.scene} scene"
+    said = ", ".join(filter(None, (tasks, scene, row.of_recorded)))
     return f"{row['arm']}{f' ({said})' if said else ''}"
 
 

@@ -35,8 +35,13 @@ class Row:
     @property
     def demonstrations(self) -> str:
         """`260`; or `100 of 260`, where all were recorded and encoded, and tokens standardised as those of all."""
-        number, recorded = self["demonstrations"], self["recorded"]
-        return f"{number}" if number == recorded else f"{number} of {recorded}"
+        return " ".join(filter(None, (str(self["demonstrations"]), self.of_recorded)))
+
+    @property
+    def of_recorded(self) -> str:
+        """`of 260`; empty if these are all that were recorded."""
+        recorded = self["recorded"]
+        return "" if self["demonstrations"] == recorded else f"of {recorded}"
 
     @property
     def budget(self) -> Budget:
