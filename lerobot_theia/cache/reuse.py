@@ -31,9 +31,11 @@ def preferred_shard_frames(plan: Plan) -> int:
     best, most = plan.shard_frames, 0
     for donor in kindred(plan):
         frames = donor.manifest.shard_frames
+        if frames > 2 * plan.shard_frames or plan.shard_frames > 2 * frames:
+            continue
         cut_alike = replace(plan, shard_frames=frames)
         copied = frames * sum(1 for _ in unchanged_shards(cut_alike, donor.manifest))
-        if copied > most and frames <= 2 * plan.shard_frames and plan.shard_frames <= 2 * frames:
+        if copied > most:
             best, most = frames, copied
     return best
 

@@ -272,9 +272,8 @@ def check_dataset(root: Path, plan: Plan) -> int:
         plan.num_episodes,
     )
     expected["meta/stats.json"] = ((root / "meta" / "stats.json").is_file(), True)
-    origin = json.loads((root / ORIGIN).read_text()) if (root / ORIGIN).exists() else None
-    expected[ORIGIN] = (origin, plan.origin)
-    told = json.loads((root / RANDOMIZATION).read_text()) if (root / RANDOMIZATION).exists() else {}
+    expected[ORIGIN] = (_told(root / ORIGIN), plan.origin)
+    told = _told(root / RANDOMIZATION) or {}
     expected["randomized"] = (told.get("randomize", []), list(plan.randomize))
     expected["randomized episodes"] = (
         len(told.get("episodes", [])),
@@ -301,6 +300,11 @@ def check_dataset(root: Path, plan: Plan) -> int:
             "overwrite=True (--overwrite), or choose another root."
         )
     return int(frames)
+
+
+def _told(path: Path) -> Any:
+    """What a JSON file says; None if there is none."""
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def _count_video_frames(path: Path) -> int:
