@@ -59,6 +59,8 @@ class NewFile:
 
     Left without `publish`, it leaves nothing behind, and what stood at `path` before still stands. Raises
     CacheError when the file system refuses (no space, quota, read-only).
+
+    A signal that came during a call of the kernel raises when the call returns: each one here counts as made by then.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,16 +98,20 @@ class NewFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open.close()
-        with contextlib.suppress(OSError):
-            self.temporary.unlink(missing_ok=True)
+        try:
+            self._open.close()
+        finally:
+            with contextlib.suppress(OSError):
+                self.temporary.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _explained(self):  # type: ignore[no-untyped-def]
         try:
             yield
-        except OSError as error:
+        except BaseException as error:
             self.__exit__()
+            if not isinstance(error, OSError):
+                raise
             raise CacheError(
                 f"cannot write {self.path}: {error.strerror or error}. Free some space or choose another place with "
                 "`cache_root=...`. What was complete before is untouched; the same command resumes."

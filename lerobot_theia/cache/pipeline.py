@@ -7,7 +7,7 @@ its threads, after what they are at.
 import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Self
 
@@ -27,27 +27,26 @@ class Ahead[T, R]:
     def __init__(self, function: Callable[[T], R], source: Iterable[T], threads: int, items: int) -> None:
         self._function, self._source, self._items = function, source, items
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead", initializer=one_core)
+        self._pending: deque[tuple[T, Future[R]]] = deque()
 
     def __enter__(self) -> Iterator[tuple[T, R]]:
         return self._results()
 
     def _results(self) -> Iterator[tuple[T, R]]:
-        pending: deque[tuple[T, Future[R]]] = deque()
         for item in self._source:
-            pending.append((item, self._pool.submit(self._function, item)))
-            if len(pending) > self._items:
-                yield first(pending)
-        while pending:
-            yield first(pending)
+            self._pending.append((item, self._pool.submit(self._function, item)))
+            if len(self._pending) > self._items:
+                yield self._first()
+        while self._pending:
+            yield self._first()
+
+    def _first(self) -> tuple[T, R]:
+        item, future = self._pending.popleft()
+        return item, future.result()
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        end(self._pool, [future for _, future in self._pending], cancel_futures=True)
         forget_one_core()
-
-
-def first[T, R](pending: deque[tuple[T, Future[R]]]) -> tuple[T, R]:
-    item, future = pending.popleft()
-    return item, future.result()
 
 
 class Behind:
@@ -86,11 +85,20 @@ class Behind:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._pool.shutdown()
+        end(self._pool, self._pending)
         forget_one_core()
         if kind is None:
             for future in self._pending:
                 future.result()
+
+
+def end[R](pool: ThreadPoolExecutor, pending: Iterable[Future[R]], cancel_futures: bool = False) -> None:
+    """Wait until a pool's threads have ended, even if a signal raises meanwhile."""
+    try:
+        pool.shutdown(cancel_futures=cancel_futures)
+    finally:
+        # For the calls themselves: a thread whose `join` was interrupted counts as ended (Python 3.12).
+        wait(future for future in pending if not future.cancelled())
 
 
 def one_core() -> None:

@@ -1,6 +1,9 @@
 """The stages of a precompute: in order, a bounded number of items apart, and none outlives another's failure."""
 
+import signal
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -108,6 +111,24 @@ class TestBehind:
             writer.call(made.append, 2)
             raise KeyboardInterrupt
         assert made == [1, 2]
+
+    def test_a_signal_while_it_waits_for_the_last_calls_waits_for_them_too(self) -> None:
+        """Or what the caller does next, deleting a file that was begun, would meet them."""
+        made: list[int] = []
+
+        def slowly() -> None:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+            time.sleep(0.3)
+            made.append(1)
+
+        before = signal.signal(signal.SIGUSR1, lambda number, frame: sys.exit(128 + number))
+        try:
+            with pytest.raises(SystemExit), Behind(1) as writer:
+                writer.call(time.sleep, 0.3)  # until the block is left
+                writer.call(slowly)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert made == [1] and not left_threads()
 
 
 @pytest.mark.parametrize("stage", ["decode", "encode", "write"])

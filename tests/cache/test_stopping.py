@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lerobot_theia.cache import files
 from lerobot_theia.cache.files import TEMPORARY_PREFIX
 from lerobot_theia.cache.frames import CameraFrames
 from lerobot_theia.cache.shard import ShardWriter
@@ -149,3 +152,32 @@ def test_as_a_shell_sees_it(whole: Whole, tmp_path: Path, number: signal.Signals
     assert process.returncode == 128 + number, said
     assert "the same command goes on from there" in said and "Traceback" not in said
     check_goes_on(whole, root)
+
+
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "rename", "close"])
+def test_a_signal_during_any_call_of_the_kernel_leaves_no_file_that_was_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """It raises when the call returns, which has then been made."""
+
+    def stopped_in(function: Callable[..., Any]) -> Callable[..., Any]:
+        def made_and_stopped(*arguments: Any, **more: Any) -> Any:
+            function(*arguments, **more)
+            raise SystemExit(128 + signal.SIGTERM)
+
+        return made_and_stopped
+
+    owner, name = {
+        "open": (Path, "open"),
+        "write": (files, "write"),
+        "fsync": (files, "sync"),
+        "rename": (files, "rename"),
+        "close": (ExitStack, "close"),
+    }[call]
+    files.machine()  # reads a file, once
+    monkeypatch.setattr(owner, name, stopped_in(getattr(owner, name)))
+    with pytest.raises(SystemExit):
+        files.publish(tmp_path / "new", [b"bytes"])
+    monkeypatch.undo()
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left == (["new"] if call in ("rename", "close") else [])

@@ -107,14 +107,19 @@ def make_cache(
 
 def make_cache_as_command(tell: Tell, job: Job, root: Path) -> tuple[int, list[str]]:
     """For children: precompute as the command does, which signals stop in order. Exit status, and what was said."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
     said: list[str] = []
     try:
+        on_signals(stop)
         precompute(job.settings(root), say=said.append, on_plan=lambda plan: tell("planned"))
+        on_signals(signal.SIG_IGN)  # too late to be stopped: it is to tell so
     except SystemExit as end:
         return int(end.code or 0), said
     return 0, said
+
+
+def on_signals(handler: Any) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
 
 
 def repair(tell: Tell, job: Job, cache: Path) -> str:
