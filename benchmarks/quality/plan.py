@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.quality.arms import check_flags, load_arm
 from benchmarks.quality.settings import SCENES, SettingsError, Suite, Training, slug
-from lerobot_theia.distill.seeds import FIRST_EVALUATION_SEED
+from lerobot_theia.demos.seeds import FIRST_EVALUATION_SEED
 
 
 def make_plan(config: Mapping[str, Any], device: str) -> list[Training]:

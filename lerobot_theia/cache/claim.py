@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from lerobot_theia.cache.errors import CacheError
+from lerobot_theia.cache.errors import CacheError, CannotWriteError
 from lerobot_theia.cache.files import (
     ABANDONED_AFTER_S,
     lock,
@@ -74,7 +74,7 @@ class Claim:
 def take(path: Path) -> Claim | None:
     """The claim at `path`, if it is free or its owner is gone; None while another process has it.
 
-    Raises CacheError when the file system refuses.
+    Raises CannotWriteError when the file system refuses.
     """
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,14 +100,11 @@ def take(path: Path) -> Claim | None:
 
 @contextlib.contextmanager
 def writable(path: Path) -> Iterator[None]:
-    """Raises CacheError when the file system refuses."""
+    """Raises CannotWriteError when the file system refuses."""
     try:
         yield
     except OSError as error:
-        raise CacheError(
-            f"cannot write {path}: {error.strerror or error}. Free some space or choose another place with "
-            "`cache_root=...`. What was complete before is untouched; the same command resumes."
-        ) from error
+        raise CannotWriteError(path, error) from error
 
 
 def open_or_create(path: Path) -> tuple[BinaryIO, bool]:

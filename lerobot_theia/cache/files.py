@@ -18,7 +18,7 @@ from collections.abc import Buffer, Iterable
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from lerobot_theia.cache.errors import CacheError
+from lerobot_theia.cache.errors import CannotWriteError
 
 TEMPORARY_PREFIX = ".writing-"
 ABANDONED_AFTER_S = 600.0
@@ -58,7 +58,7 @@ class NewFile:
             file.publish()
 
     Left without `publish`, it leaves nothing behind, and what stood at `path` before still stands. Raises
-    CacheError when the file system refuses (no space, quota, read-only).
+    CannotWriteError.
 
     A signal that came during a call of the kernel raises when the call returns: each one here counts as made by then.
     """
@@ -112,10 +112,7 @@ class NewFile:
             self.__exit__()
             if not isinstance(error, OSError):
                 raise
-            raise CacheError(
-                f"cannot write {self.path}: {error.strerror or error}. Free some space or choose another place with "
-                "`cache_root=...`. What was complete before is untouched; the same command resumes."
-            ) from error
+            raise CannotWriteError(self.path, error) from error
 
 
 def publish(path: Path, chunks: Iterable[Buffer]) -> None:

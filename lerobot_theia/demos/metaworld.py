@@ -37,6 +37,7 @@ from lerobot_theia.demos.recording import (
     outcome_features,
     write_dataset,
 )
+from lerobot_theia.demos.seeds import check_recorded
 from lerobot_theia.demos.workers import ordered_map
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ def record_metaworld(
         raise RecordingError(f"{num_episodes} episodes wanted; at least 1 is needed")
     if seed < 0:
         raise RecordingError(f"seed={seed} is below 0; Meta-World's seeds are 0 and up")
+    check_recorded(seed + num_episodes - 1 + max_failures)
     if not 16 <= image_size <= IMAGE_SIZE or image_size % 2:
         raise RecordingError(f"image_size {image_size} is not an even number from 16 to {IMAGE_SIZE} pixels")
     kinds = choose_kinds(randomize)
@@ -352,7 +354,7 @@ def main(argv: list[str] | None = None) -> int:
             if_missing=args.if_missing,
             num_workers=args.workers,
         )
-    except RecordingError as error:
+    except (RecordingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(recording)

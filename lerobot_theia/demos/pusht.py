@@ -15,6 +15,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from lerobot_theia.demos.recording import (
     outcome_features,
     write_dataset,
 )
+from lerobot_theia.demos.seeds import check_recorded
 from lerobot_theia.demos.workers import ordered_map
 
 FPS = 10
@@ -57,10 +59,13 @@ class ExpertActions:
     @classmethod
     def load(cls, path: Path) -> ExpertActions:
         """Read and check an action file (keys `seed`, `length`, `action`, see `assets/README.md`)."""
-        with np.load(path, allow_pickle=False) as file:
-            if missing := {"seed", "length", "action"} - set(file.files):
-                raise RecordingError(f"{path} lacks {sorted(missing)}; it has {sorted(file.files)}")
-            seed, length, action = file["seed"], file["length"], file["action"]
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                if missing := {"seed", "length", "action"} - set(file.files):
+                    raise RecordingError(f"{path} lacks {sorted(missing)}; it has {sorted(file.files)}")
+                seed, length, action = file["seed"], file["length"], file["action"]
+        except (OSError, ValueError, AttributeError, BadZipFile) as error:  # AttributeError: a single array
+            raise RecordingError(f"{path} cannot be read as an action file (.npz): {error}") from error
         if seed.shape != length.shape or action.shape != (length.sum(), 2) or (length < 1).any():
             raise RecordingError(
                 f"{path} contradicts itself: seed {seed.shape}, length {length.shape} with sum {length.sum()} "
@@ -132,6 +137,7 @@ def record_pusht(
     """
     actions_path = Path(actions_path)
     expert = ExpertActions.load(actions_path).first(num_episodes)
+    check_recorded(max(expert.seeds))
     lengths = [len(actions) for actions in expert.actions]
     plan = Plan(
         root=dataset_root(root, repo_id),
@@ -244,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
             if_missing=args.if_missing,
             num_workers=args.workers,
         )
-    except RecordingError as error:
+    except (RecordingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(recording)

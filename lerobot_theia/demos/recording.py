@@ -150,7 +150,13 @@ def already_there(plan: Plan, *, overwrite: bool, if_missing: bool) -> Recording
         # Not even `overwrite` deletes a folder that some other program made.
         raise RecordingError(f"{root} exists and is not a LeRobot dataset: choose another root, or remove it")
     if if_missing:
-        return Recording(root, plan.num_episodes, check_dataset(root, plan), seconds=0)
+        try:
+            return Recording(root, plan.num_episodes, check_dataset(root, plan), seconds=0)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise RecordingError(
+                f"{root} is damaged ({type(error).__name__}: {error}): record it again with overwrite=True (--overwrite), or "
+                "choose another root"
+            ) from error
     if not overwrite:
         raise RecordingError(
             f"{root} already holds a dataset: choose another root, replace it with overwrite=True "
@@ -233,13 +239,13 @@ def _quiet_libraries() -> Iterator[None]:
 
 
 def _put_into_place(new: Path, root: Path, old: Path) -> None:
-    """Rename `new` to `root`; what stood there goes to `old`, and comes back if the rename fails."""
-    if root.exists():
-        root.rename(old)
+    """Rename `new` to `root`; what stood there goes to `old`, and comes back if that fails or a signal comes between."""
     try:
+        if root.exists():
+            root.rename(old)
         new.rename(root)
-    except OSError:
-        if old.exists():
+    except BaseException:
+        if old.exists() and not root.exists():
             old.rename(root)
         raise
 

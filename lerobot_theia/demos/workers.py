@@ -25,6 +25,8 @@ def ordered_map[Job, Result](
         jobs: picklable.
         num_workers: processes; 0 runs everything in this process.
     """
+    if num_workers < 0:
+        raise RecordingError(f"{num_workers} workers: 0 runs everything in this process, more in as many")
     if num_workers == 0:
         yield from map(function, jobs)
         return
@@ -41,8 +43,8 @@ def ordered_map[Job, Result](
     except BrokenProcessPool as error:
         raise RecordingError(
             f"one of {num_workers} worker processes died: out of memory, a crash in the renderer, or a calling "
-            'script without `if __name__ == "__main__":` (workers are spawned). num_workers=0 (--workers 0) '
-            "runs in this process and shows where."
+            'script without `if __name__ == "__main__":` (workers are spawned). Without workers it runs in this process and '
+            "shows where: --workers 0, num_workers=0 or, of a source of a corpus, corpus.sources.<its name>.workers=0."
         ) from error
     finally:
         # Not only when all is done: also when the consumer has enough, or gives up. Python would then wait for

@@ -22,5 +22,5 @@ layout.py      the published layout on disk
 licenses.py    what the licences of the parts mean for the result
 provenance.py  what a student was made from
 seeds.py       which seeds no corpus may contain
-frames.py, arrays.py, ahead.py, hashing.py, nested.py, pusht_geometry.py, errors.py  what these share
+frames.py, arrays.py, hashing.py, nested.py, pusht_geometry.py, errors.py  what these share
 """

@@ -101,12 +101,11 @@ def extract(
     layout = ShardLayout(num_tokens=height * width, dim=channels, dtype=DTYPE)
     remove_temporaries(path)
     record(path / RECORD, teacher)
-    shards = [(source, key) for source in sources for key in shard_keys(source, identity)]
-    for number, (source, key) in enumerate(shards):
+    shards = [(source, key, rows) for source in sources for key, rows in shard_keys(source, identity)]
+    for number, (source, key, rows) in enumerate(shards):
         file = feature_file(path, source, key)
         mine = number % sharing.processes == sharing.process
         if mine and key.frames and not whole(file, key, layout, path, verify):
-            rows = range(key.start, key.start + key.frames)
             with ShardWriter(file, key, layout) as writer:
                 for features in features_of(teacher, source, rows, device, batch_size):
                     writer.append(StoredTokens(features))
@@ -115,7 +114,7 @@ def extract(
             progress(key.frames)
     sharing.wait()
     opened: dict[str, list[Shard | None]] = {source.name: [] for source in sources}
-    for source, key in shards:
+    for source, key, _ in shards:
         file = feature_file(path, source, key)
         opened[source.name].append(Shard(file, key, layout, path) if key.frames else None)
     return StoredFeatures(teacher, opened, path)
@@ -126,19 +125,20 @@ def feature_file(path: Path, source: PackedSource, key: ShardKey) -> Path:
     return path / source.name / f"{key.shard:06d}-{source.shards[key.shard].sha256[:12]}.safetensors"
 
 
-def shard_keys(source: PackedSource, identity: str) -> Iterator[ShardKey]:
-    """One shard of features for each shard of frames, named by the contents of those."""
-    start = 0
+def shard_keys(source: PackedSource, identity: str) -> Iterator[tuple[ShardKey, range]]:
+    """One shard of features for each shard of frames, named by the contents of those, and its rows in the source."""
+    row = 0
     for number, packed in enumerate(source.shards):
         frames = len(packed.about["ids"])
-        yield ShardKey(
+        key = ShardKey(
             fingerprint=digest_of([identity, packed.sha256]),
             camera=source.name,
             shard=number,
-            start=start,
+            start=packed.about["start"],  # not `row`, which changes when an earlier shard loses an image
             frames=frames,
         )
-        start += frames
+        yield key, range(row, row + frames)
+        row += frames
 
 
 def record(file: Path, teacher: Teacher) -> None:

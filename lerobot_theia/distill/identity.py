@@ -98,7 +98,10 @@ def _another_corpus(
     if not isinstance(now, list):
         return f"other images are in the training split than when checkpoint {folder} was made: {remedy}"
     if names := _different(dict(before), dict(now)):
-        return f"the images of source {', '.join(names)} are not those that checkpoint {folder} was made from: {remedy}"
+        return (
+            f"the images of source {', '.join(names)} are not those that checkpoint {folder} was made from: {remedy}. Were some "
+            "unreadable then, and another run has taken them in since, it can only begin anew"
+        )
     order = ", ".join(name for name, _ in before)
     return f"checkpoint {folder} was made from the sources {order} in this order, in which images are drawn: name them so"
 

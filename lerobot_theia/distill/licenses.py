@@ -10,17 +10,17 @@ UNKNOWN = "unknown"
 
 _PERMISSIVE = (
     "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-3.0", "cc-by-2.0",
-    "cc-by-sa-4.0", "unlicense", "isc", "zlib", "public-domain",
+    "unlicense", "isc", "zlib", "public-domain",
 )  # fmt: skip
 _FORBIDDING = re.compile(
     r"non-?\s?commercial|\b(no|not for|without) commercial|\bnc\b|-nc(-|\b)|academic|"
     r"research([- ]use)?[- ]only|only for research|for research (use|purposes)|research purposes",
     re.I,
 )
-_RESTRICTING = re.compile(
-    r"\bonly\b|\bnot\b|\bno\b|except|restrict|research|commercial|\buse\b|non-?profit|personal|evaluation|education",
-    re.I,
+_HARMLESS = re.compile(
+    r"(drawn|rendered|computed) by this project( with [\w-]+(, (mit|apache-2\.0))?)?|dinov2, by meta"
 )
+"""Remarks that this project makes. Any other may take back what the licence gives."""
 
 ALLOWED, FORBIDDEN, UNCLEAR = "allowed", "forbidden", "unclear"
 
@@ -30,12 +30,10 @@ def commercial_use(license: str) -> str:
     if _FORBIDDING.search(license):
         return FORBIDDEN
     name, _, remark = license.lower().strip().partition(" (")
-    if remark and remark.find(")") != len(remark) - 1:  # something follows the remark
+    if remark and not _HARMLESS.fullmatch(remark.removesuffix(")")):
         return UNCLEAR
     name = re.sub(r"[ ,]+(licen[sc]e|version)\b", "", name.strip()).replace(" ", "-")
-    if name in _PERMISSIVE and not _RESTRICTING.search(remark):
-        return ALLOWED
-    return UNCLEAR
+    return ALLOWED if name in _PERMISSIVE else UNCLEAR
 
 
 def strictness(license: str) -> int:

@@ -112,6 +112,28 @@ class PackedSource:
         return Frames(images, {name: torch.from_numpy(values) for name, values in gathered.items()})
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Items of a source that make one shard, and what its file says of them."""
+
+    file: Path
+    key: dict[str, Any]
+    items: Sequence[Item]
+
+
+def stretch(source: Source, items: Sequence[Item], start: int, path: Path, fingerprint: str) -> Stretch:
+    stop = min(start + SHARD_ITEMS, len(items))
+    key = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "fingerprint": fingerprint,
+        "start": start,
+        "stop": stop,
+        "stamp": source.stamp(start, stop),
+    }
+    return Stretch(path / f"{start // SHARD_ITEMS:06d}.safetensors", key, items[start:stop])
+
+
 def pack(
     source: Source,
     settings: PackSettings,
@@ -140,29 +162,28 @@ def pack(
         }
     )
     path = settings.root / f"{source.name}-{fingerprint[:12]}"
-    shards: list[Arrays] = []
-    with waiting_for(path / f"{CLAIM_PREFIX}pack") as claim:  # another process that packs this: let it
-        remove_temporaries(path)
-        for start in range(0, len(items), SHARD_ITEMS):
-            stop = min(start + SHARD_ITEMS, len(items))
-            key = {
-                "format": FORMAT,
-                "version": FORMAT_VERSION,
-                "fingerprint": fingerprint,
-                "start": start,
-                "stop": stop,
-                "stamp": source.stamp(start, stop),
-            }
-            file = path / f"{start // SHARD_ITEMS:06d}.safetensors"
-            shard = existing(file, key, settings.verify)
-            if shard is None or (settings.retry and readable_now(shard, source, items[start:stop], start)):
-                write_shard(file, key, source, items[start:stop], start, settings.image_size)
-                shard = Arrays(file)
-            claim.touch()
-            shards.append(shard)
-            if progress is not None:
-                progress(stop - start)
-    packed = PackedSource(source, items, shards, path)
+    stretches = [
+        stretch(source, items, start, path, fingerprint) for start in range(0, len(items), SHARD_ITEMS)
+    ]
+    shards: dict[Path, Arrays] = {}
+
+    def has(each: Stretch, shard: Arrays) -> None:
+        shards[each.file] = shard
+        if progress is not None:
+            progress(len(each.items))
+
+    # First without the claim: several processes look through what is there side by side.
+    for each in stretches:
+        if (shard := kept(each, source, settings)) is not None:
+            has(each, shard)
+    if len(shards) < len(stretches):
+        with waiting_for(path / f"{CLAIM_PREFIX}pack") as claim:  # another process that packs this: let it
+            remove_temporaries(path)
+            for each in stretches:
+                if each.file not in shards:
+                    has(each, kept(each, source, settings) or written(each, source, settings.image_size))
+                claim.touch()
+    packed = PackedSource(source, items, [shards[each.file] for each in stretches], path)
     check_skipped(source.name, packed.skipped, len(items), allow_skipped, path / SKIPPED_FILE)
     return packed
 
@@ -219,26 +240,28 @@ def existing(file: Path, key: dict[str, Any], verify: bool) -> Arrays | None:
     return shard
 
 
-def readable_now(shard: Arrays, source: Source, items: Sequence[Item], start: int) -> bool:
-    """Whether an image that was left out can be read by now, though its file looks as before: rights were mended, a disk is
-    there again."""
+def kept(stretch: Stretch, source: Source, settings: PackSettings) -> Arrays | None:
+    """The shard that is already there, unless it is to be packed again: an image that was left out can be read by now, though
+    its file looks as before. Rights were mended, a disk is there again."""
+    shard = existing(stretch.file, stretch.key, settings.verify)
+    if shard is None or not settings.retry:
+        return shard
     left_out = {id for id, _ in shard.about["skipped"]}
-    for index, item in enumerate(items, start):
+    for index, item in enumerate(stretch.items, stretch.key["start"]):
         if item.id in left_out:
             (result,) = source.read(index, index + 1)
             if isinstance(result, Frame) and frame_problem(source, result) is None:
-                return True
-    return False
+                return None
+    return shard
 
 
-def write_shard(
-    file: Path, key: dict[str, Any], source: Source, items: Sequence[Item], start: int, image_size: int
-) -> None:
+def written(stretch: Stretch, source: Source, image_size: int) -> Arrays:
+    """Read the stretch, and write its shard."""
     size = stored_size(source.shape, image_size)
     images, hashes, ids, skipped = [], [], [], []
     truth: dict[str, list[np.ndarray]] = {name: [] for name in source.columns}
-    results = source.read(start, start + len(items))
-    for item, result in zip(items, results, strict=True):
+    results = source.read(stretch.key["start"], stretch.key["stop"])
+    for item, result in zip(stretch.items, results, strict=True):
         problem = result if isinstance(result, UnreadableError) else frame_problem(source, result)
         if problem is not None:
             skipped.append([item.id, str(problem)])
@@ -260,7 +283,9 @@ def write_shard(
         values = truth[name]
         arrays[name] = np.stack(values) if values else np.zeros((0, *column.shape), column.dtype)
     versions = {name: version_of(name) for name in source.origin.get("packages", ())}
-    write_arrays(file, arrays, key | {"ids": ids, "skipped": skipped, "made_with": versions})
+    about = stretch.key | {"ids": ids, "skipped": skipped, "made_with": versions}
+    write_arrays(stretch.file, arrays, about)
+    return Arrays(stretch.file)
 
 
 def stored_size(shape: tuple[int, int] | None, image_size: int) -> tuple[int, int]:

@@ -16,12 +16,12 @@ import torch
 from accelerate import Accelerator
 
 from lerobot_theia.cache.files import publish
+from lerobot_theia.demos.seeds import FIRST_EVALUATION_SEED
 from lerobot_theia.distill.corpus import Corpus
 from lerobot_theia.distill.frames import SPLITS
 from lerobot_theia.distill.lessons import Lesson, teaches
 from lerobot_theia.distill.licenses import commercial_use, student_license
 from lerobot_theia.distill.pack import PackedSource
-from lerobot_theia.distill.seeds import FIRST_EVALUATION_SEED
 from lerobot_theia.distill.settings import DistillSettings, plain_values
 from lerobot_theia.distill.student import Beginning
 from lerobot_theia.distill.teachers.interface import Teacher
@@ -106,7 +106,7 @@ def session(
         "licenses": licenses,
         "processes": accelerator.num_processes,
         "code": code_version(),
-        "environment": environment(),
+        "environment": environment(accelerator.device),
     }
 
 
@@ -144,9 +144,18 @@ def source_manifest(source: PackedSource, license: str) -> dict[str, Any]:
         "splits": {split: source.splits.count(split) for split in SPLITS},
         "content_sha256": source.content_sha256,
         "shards": [shard.sha256 for shard in source.shards],
-        "made_with": source.shards[0].about["made_with"],
+        "made_with": made_with(source),
         "origin": dict(source.origin),
     }
+
+
+def made_with(source: PackedSource) -> dict[str, str]:
+    """Versions of the packages that drew its images: several, where an interrupted packing went on with others."""
+    found: dict[str, set[str]] = {}
+    for shard in source.shards:
+        for package, version in shard.about["made_with"].items():
+            found.setdefault(package, set()).add(version)
+    return {package: ", ".join(sorted(versions)) for package, versions in found.items()}
 
 
 def teacher_manifest(lesson: Lesson, corpus: Corpus, licenses: Mapping[str, str]) -> dict[str, Any]:
@@ -173,19 +182,18 @@ def code_version(*more: str) -> dict[str, Any]:
     version: dict[str, Any] = {"lerobot_policy_theia": _version("lerobot_policy_theia")}
     root = Path(__file__).resolve().parents[2]
     if (root / ".git").exists():
-        version["commit"] = _git(root, "rev-parse", "HEAD")
-        version["uncommitted_changes"] = bool(
-            _git(root, "status", "--porcelain", "--", "lerobot_theia", "configs", *more)
-        )
+        version["commit"] = _git(root, "rev-parse", "HEAD") or "unknown"
+        changes = _git(root, "status", "--porcelain", "--", "lerobot_theia", "configs", *more)
+        version["uncommitted_changes"] = None if changes is None else bool(changes)
     return version
 
 
-def environment() -> dict[str, str]:
+def environment(device: torch.device) -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "processor": platform.machine(),
         "threads": str(torch.get_num_threads()),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
         **{name: _version(name) for name in _PACKAGES},
     }
 
@@ -201,11 +209,12 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _git(root: Path, *arguments: str) -> str:
+def _git(root: Path, *arguments: str) -> str | None:
+    """What it says; None where it cannot."""
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return None
     return done.stdout.strip()

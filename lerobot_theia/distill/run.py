@@ -8,6 +8,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from lerobot_theia.cache.errors import CannotWriteError
 from lerobot_theia.cache.root import resolve_cache_root
 from lerobot_theia.distill.checkpoint import Position, newest_position, whole_checkpoints
 from lerobot_theia.distill.corpus import Corpus, check_splits
@@ -31,7 +32,7 @@ from lerobot_theia.distill.settings import DistillSettings, make_source, make_te
 from lerobot_theia.distill.sources.interface import Source
 from lerobot_theia.distill.student import Beginning, make_student
 from lerobot_theia.distill.teachers.interface import Teacher
-from lerobot_theia.distill.training import Training, make_accelerator
+from lerobot_theia.distill.training import Training, check_device, make_accelerator
 from lerobot_theia.distill.watcher import Watcher
 from lerobot_theia.encoder.translator import check_teachers
 
@@ -66,8 +67,14 @@ def distill(
         )
     first = os.environ.get("RANK", "0") == "0"  # both set by `accelerate launch`
     writes = first and settings.until is None
-    with alone_in(settings.output_dir) if writes else contextlib.nullcontext():
-        return _distill(settings, watcher, progress, command, processes)
+    try:
+        with alone_in(settings.output_dir) if writes else contextlib.nullcontext():
+            return _distill(settings, watcher, progress, command, processes)
+    except CannotWriteError as error:
+        raise DistillError(
+            f"{error.refused}. Free some space, or choose another place with output_dir=... or cache_root=.... What is packed, "
+            "extracted and in checkpoints is kept, and resume=true goes on from there"
+        ) from error
 
 
 def _distill(
@@ -83,7 +90,9 @@ def _distill(
         raise DistillError(
             f"{output_dir} already holds a run: go on with it with resume=true, or choose another output_dir"
         )
-    taught = [make_teacher(key, values) for key, values in settings.teachers.items()]
+    check_device(settings.device)
+    wanted = {} if settings.until == "corpus" else settings.teachers
+    taught = [make_teacher(key, values) for key, values in wanted.items()]
     teachers = [teacher for teacher, _, _ in taught]
     check_names(teachers)
     resumed = newest_position(output_dir) if settings.resume and settings.until is None else None

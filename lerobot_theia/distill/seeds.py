@@ -1,9 +1,7 @@
-"""Seeds that evaluations use, and that no corpus may contain."""
+"""Seeds of a corpus, which are none of an evaluation's."""
 
+from lerobot_theia.demos.seeds import FIRST_EVALUATION_SEED
 from lerobot_theia.distill.errors import DistillError
-
-FIRST_EVALUATION_SEED = 100_000
-"""This project evaluates with seeds 100000 and up; LeRobot's default, `--seed=1000`, is for quick looks only."""
 
 
 def corpus_seeds(what: str, first: int, count: int) -> range:

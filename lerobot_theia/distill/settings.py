@@ -47,9 +47,12 @@ class CorpusSettings:
             raise DistillError(f"corpus.image_size is {self.image_size}, must be above 0")
         for name, times in self.repeat.items():
             if name not in self.sources:
-                raise DistillError(f"corpus.repeat names {name!r}; the sources are {sorted(self.sources)}")
-            if times < 1:
-                raise DistillError(f"corpus.repeat.{name} is {times}, must be at least 1")
+                raise DistillError(
+                    f"corpus.repeat names {name!r}; the sources are {sorted(self.sources)}. Take it out, too, with "
+                    f"~corpus.repeat.{name}"
+                )
+            if type(times) is not int or times < 1:
+                raise DistillError(f"corpus.repeat.{name} is {times!r}, must be a whole number, at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,19 +164,22 @@ def build(kind: Callable[..., Any], values: Values, where: str) -> Any:
 
 def make_source(name: str, values: Values) -> Source:
     """A source from its settings."""
-    called = values.get("name", name)
-    if not re.fullmatch(r"\w[\w.-]*", str(called)):
+    if not re.fullmatch(r"\w[\w.-]*", name):
         raise DistillError(
-            f"corpus.sources names a source {called!r}: letters, digits, `_`, `-` and `.` make a name, since it names a folder"
+            f"corpus.sources names a source {name!r}: letters, digits, `_`, `-` and `.` make a name, since it names a folder"
         )
-    values, where = dict(values), f"corpus.sources.{name}"
+    where = f"corpus.sources.{name}"
+    values = _by_name(values, where)
+    if "name" in values:  # two could be called the same
+        raise DistillError(f"unknown setting {where}.name: a source is called what it stands under, {name!r}")
     kind = _class("sources", _SOURCES, values.pop("type", None), where)
     return build(kind, {"name": name, **values}, where)
 
 
 def make_teacher(key: str, values: Values) -> tuple[Teacher, float, bool]:
     """A teacher from its settings, its weight, and whether its features are to be extracted."""
-    values, where = dict(values), f"teachers.{key}"
+    where = f"teachers.{key}"
+    values = _by_name(values, where)
     kind = values.pop("type", None)
     weight = values.pop("weight", 1.0)
     if type(weight) not in (int, float) or not weight > 0:
@@ -200,6 +206,14 @@ _TEACHERS = {
     "pusht": ("pusht", "PushTTeacher"),
     "mujoco": ("mujoco", "MujocoTeacher"),
 }
+
+
+def _by_name(values: Any, where: str) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise DistillError(
+            f"{where} is {values!r}, expected `type` and settings by name; take it out with ~{where}"
+        )
+    return dict(values)
 
 
 def _class(package: str, kinds: Mapping[str, tuple[str, str]], kind: Any, where: str) -> Any:

@@ -143,13 +143,10 @@ def make_student(
     if init is not None:
         found = init.state_dict()
         state = student.state_dict()
-        taken = {
-            name: tensor
-            for name, tensor in found.items()
-            if name in state and state[name].shape == tensor.shape
-        }
-        student.load_state_dict(state | taken)
-        new_heads = tuple(_untaught(student, taken))
+        fits = {name for name, tensor in found.items() if name in state and state[name].shape == tensor.shape}
+        new_heads = tuple(teacher for teacher in feature_sizes if not head_of(teacher, state) <= fits)
+        fits -= {name for teacher in new_heads for name in head_of(teacher, state)}  # a head is taken whole
+        student.load_state_dict(state | {name: found[name] for name in fits})
     return Beginning(
         student,
         None if init is None else init.spec.license,
@@ -158,12 +155,10 @@ def make_student(
     )
 
 
-def _untaught(student: Student, taken: Mapping[str, Tensor]) -> Iterable[str]:
-    for teacher in student.feature_sizes:
-        prefix = f"translator.translator_heads.{teacher.replace('.', '_')}."
-        names = [name for name in student.state_dict() if name.startswith(prefix)]
-        if not all(name in taken for name in names):
-            yield teacher
+def head_of(teacher: str, names: Iterable[str]) -> set[str]:
+    """Those of the tensors that are the head of a teacher."""
+    prefix = f"translator.translator_heads.{teacher.replace('.', '_')}."
+    return {name for name in names if name.startswith(prefix)}
 
 
 def _spec(settings: StudentSettings, license: str) -> EncoderSpec:

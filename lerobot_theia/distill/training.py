@@ -3,17 +3,16 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
 from torch import Tensor, nn
 
-from lerobot_theia.distill.ahead import read_ahead
+from lerobot_theia.cache.pipeline import Ahead
 from lerobot_theia.distill.augment import recolour
 from lerobot_theia.distill.checkpoint import (
     Position,
@@ -36,6 +35,8 @@ from lerobot_theia.distill.validate import Score, validate
 from lerobot_theia.distill.watcher import Watcher
 
 PICTURES_FOLDER = "pictures"
+BATCHES_AHEAD = 2
+SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ class Training:
         assert self.first is not None
         first = cast(dict[str, Any], self.first.to_json())
         tally, tally_began = Tally(), time.perf_counter()
-        with closing(read_ahead(self.read, range(step, self.steps))) as batches:
-            for batch in batches:
+        with Ahead(self.read, range(step, self.steps), threads=1, items=BATCHES_AHEAD) as batches:
+            for _, batch in batches:
                 size, rate = self.resolution.at(step), self.rate.at(step)
                 loss, losses = self.take_step(model, batch, step, size, rate)
                 step += 1
@@ -244,13 +245,29 @@ class Training:
         return score
 
 
+def check_device(device: str | None) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DistillError("device=cuda, but this machine has no CUDA device that torch can use; device=cpu")
+
+
 def make_accelerator(device: str | None, partial: bool) -> Accelerator:
     """Processes as `accelerate launch` started them, else this one.
+
+    Precision and batches are those of the settings, whatever accelerate's own configuration says.
 
     Args:
         partial: some teachers teach some images only, so that a process may miss a head in a step.
     """
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if partial else []
-    if device == "cuda" and not torch.cuda.is_available():
-        raise DistillError("device=cuda, but this machine has no CUDA device that torch can use; device=cpu")
-    return Accelerator(cpu=device == "cpu" or not torch.cuda.is_available(), kwargs_handlers=handlers)
+    accelerator = Accelerator(
+        cpu=device == "cpu" or not torch.cuda.is_available(),
+        mixed_precision="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=handlers,
+    )
+    if accelerator.distributed_type in SHARDING:
+        raise DistillError(
+            f"accelerate is set up for {accelerator.distributed_type.value}, which shards a student that is small: launch with "
+            "`accelerate launch --multi_gpu`, or change accelerate's configuration (`accelerate config`)"
+        )
+    return accelerator

@@ -54,7 +54,8 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise DistillError(
-                f"training.steps is {self.steps}, training.epochs {self.epochs}: give one of them"
+                f"training.steps is {self.steps}, training.epochs {self.epochs}: give one of them, and set the other, where a "
+                "configuration has it, to null"
             )
         positive = (
             "steps", "epochs", "batch_size", "clip_norm", "log_every", "validate_every",

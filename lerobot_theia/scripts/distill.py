@@ -155,8 +155,9 @@ def run(config: DictConfig) -> None:
         raise
     except torch.OutOfMemoryError as error:
         sys.exit(
-            "lerobot-theia-distill: the device is full; halve training.batch_size (and its learning rate), or "
-            f"feature_batch_size ({error})"
+            "lerobot-theia-distill: the device is full. While features are extracted, halve feature_batch_size; before training, "
+            "training.batch_size (and its learning rate). A run that has begun keeps its batch size, and goes on with "
+            f"training.bf16=true, more processes or a smaller size in training.stages ({error})"
         )
     finally:
         steps.close()

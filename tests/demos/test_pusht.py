@@ -174,6 +174,10 @@ def test_an_episode_that_does_not_reproduce_leaves_nothing(tmp_path: Path) -> No
         ({"action": np.full((3, 2), np.nan, dtype=np.float32)}, "3 of 3 actions lie outside"),
         ({"length": np.array([4])}, "contradicts itself"),
         ({"seed": None}, "lacks"),
+        (
+            {"seed": np.array([100_000])},
+            "would go up to 100000, and from 100000 on they are those of evaluations",
+        ),
     ],
 )
 def test_bad_action_files(tmp_path: Path, change: dict, message: str) -> None:
@@ -181,6 +185,15 @@ def test_bad_action_files(tmp_path: Path, change: dict, message: str) -> None:
     np.savez(tmp_path / "bad.npz", **{k: v for k, v in {**good, **change}.items() if v is not None})
     with pytest.raises(RecordingError, match=message):
         record_pusht(tmp_path / "out", actions_path=tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize("content", [None, b"no archive", b"PK\x03\x04 cut off"])
+def test_what_is_no_action_file_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "bad.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RecordingError, match=rf"{path} cannot be read as an action file"):
+        record_pusht(tmp_path / "out", actions_path=path)
 
 
 def test_a_dataset_of_randomised_scenes_is_not_taken_for_a_plain_one(
@@ -210,6 +223,36 @@ def test_a_dataset_that_is_not_whole_is_not_kept(
     shutil.rmtree(root / lost) if (root / lost).is_dir() else (root / lost).unlink()
     with pytest.raises(RecordingError, match=message):
         record_pusht(root, num_episodes=EPISODES, if_missing=True)
+
+
+@pytest.mark.parametrize(
+    "damaged", ["meta/info.json", "meta/tasks.parquet", "data/chunk-000/file-000.parquet"]
+)
+def test_a_damaged_dataset_is_not_kept(video_root: Path, tmp_path: Path, damaged: str) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(video_root, root)
+    (root / damaged).write_bytes(b"{")
+    with pytest.raises(RecordingError, match=rf"{root} is damaged \(.*--overwrite"):
+        record_pusht(root, num_episodes=EPISODES, if_missing=True)
+
+
+def test_a_signal_between_the_old_and_the_new_dataset_keeps_the_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "pusht"
+    record_pusht(root, num_episodes=1, use_videos=False, progress=False)
+    rename = Path.rename
+
+    def stopped(path: Path, target: Path) -> None:
+        rename(path, target)
+        if path == root:  # it is out of the way, and the new one not there yet
+            raise SystemExit(128 + signal.SIGTERM)
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(SystemExit):
+        record_pusht(root, num_episodes=2, use_videos=False, overwrite=True, progress=False)
+    monkeypatch.undo()
+    assert load(root).num_episodes == 1
 
 
 def test_demonstrations_of_other_actions_are_not_kept(video_root: Path, tmp_path: Path) -> None:
@@ -293,6 +336,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main([*command, "--if-missing"]) == 0
     assert main(["--root", str(tmp_path / "more"), "--episodes", "9999"]) == 1
     assert "1 to 260" in capsys.readouterr().err
+    assert main(["--root", str(tmp_path / "more"), "--episodes", "1", "--workers", "-1"]) == 1
+    assert "-1 workers: 0 runs everything in this process" in capsys.readouterr().err
 
 
 def test_importing_imports_no_simulator() -> None:

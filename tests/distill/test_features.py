@@ -124,6 +124,23 @@ def test_changed_images_are_seen_again(picture_folder: Path, packed: PackedSourc
     assert teacher.seen == 10
 
 
+def test_an_image_less_or_more_changes_its_own_shard_only(
+    picture_folder: Path, packed: PackedSource, tmp_path: Path
+) -> None:
+    extracted(Teacher(), packed, tmp_path)
+    source = FolderSource(name="pictures", path=picture_folder, license="cc0-1.0")
+    whole = (picture_folder / "a/03.png").read_bytes()
+    for content, seen in ((b"broken", 9), (whole, 0)):  # those of the whole one are still there
+        (picture_folder / "a/03.png").write_bytes(content)
+        changed = pack(source, PackSettings(root=tmp_path / "packed", image_size=48), 0.1)
+        teacher = Teacher()
+        stored = extracted(teacher, changed, tmp_path)
+        assert teacher.seen == seen
+        every = range(len(changed))
+        expected = Teacher()(changed.frames(every)).to(torch.bfloat16)
+        assert torch.equal(stored.gather(changed, every), expected)
+
+
 def test_another_corpus_of_the_same_name_leaves_them_alone(
     picture_folder: Path, packed: PackedSource, tmp_path: Path
 ) -> None:

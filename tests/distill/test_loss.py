@@ -110,6 +110,12 @@ def test_recolouring_is_a_function_of_seed_and_step() -> None:
         ("for research only", FORBIDDEN),
         ("MIT (only some of it)", UNCLEAR),
         ("MIT (non-profit)", UNCLEAR),
+        ("MIT (Llama 2 community)", UNCLEAR),
+        ("apache-2.0 (weights are gated)", UNCLEAR),
+        ("Apache-2.0 (drawn by this project) (weights: other)", UNCLEAR),
+        ("Apache-2.0 (rendered by this project with Meta-World, MIT)", ALLOWED),
+        ("Apache-2.0 (DINOv2, by Meta)", ALLOWED),
+        ("cc-by-sa-4.0", UNCLEAR),  # shared alike, it would not be Apache-2.0
         ("apache-2.0 (code); weights: Llama 2 Community License", UNCLEAR),
         ("unknown", UNCLEAR),
         ("MIT, but not for cars", UNCLEAR),

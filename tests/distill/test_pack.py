@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lerobot_theia.cache.claim import CLAIM_PREFIX, waiting_for
 from lerobot_theia.distill import pack as packing
 from lerobot_theia.distill.corpus import Corpus, Order, evenly
 from lerobot_theia.distill.errors import DistillError, UnreadableError
@@ -78,6 +79,15 @@ def test_what_is_packed_is_not_read_again(picture_folder: Path, settings: PackSe
     again = pack(counting(picture_folder), settings, 0.0)
     assert Counting.read_images == 0
     assert again.content_sha256 == first.content_sha256
+
+
+def test_several_processes_look_through_what_is_packed_at_once(
+    picture_folder: Path, settings: PackSettings
+) -> None:
+    """Only who packs something keeps others from it."""
+    packed = pack(source(picture_folder), settings, 0.0)
+    with waiting_for(packed.path / f"{CLAIM_PREFIX}pack"):
+        assert files(pack(source(picture_folder), settings, 0.0)) == files(packed)
 
 
 def test_an_interrupted_packing_resumes(picture_folder: Path, settings: PackSettings) -> None:

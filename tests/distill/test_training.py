@@ -1,24 +1,30 @@
 """A whole distillation, in seconds: trained, resumed exactly, written down, loaded; and stopped with a remedy."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Buffer, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedType
 from PIL import Image
 from safetensors.torch import load_file
 
+from lerobot_theia.cache import files
 from lerobot_theia.distill import training
 from lerobot_theia.distill.checkpoint import whole_checkpoints
 from lerobot_theia.distill.errors import DistillError
 from lerobot_theia.distill.layout import read_statistics
 from lerobot_theia.distill.place import alone_in
-from lerobot_theia.distill.training import Training
+from lerobot_theia.distill.student import Beginning, StudentSettings, make_student
+from lerobot_theia.distill.training import Training, make_accelerator
 from lerobot_theia.distill.validate import Score
 from lerobot_theia.encoder import TheiaEncoder, weights_sha256
 from tests.distill.conftest import Heard, Run, Values, no_right_to_read
@@ -357,7 +363,7 @@ def test_damaged_statistics_are_named_and_made_again(run: Run) -> None:
             {"teachers": {"a": {"type": "pusht", "name": "a.b"}, "b": {"type": "pusht", "name": "a_b"}}},
             "cannot be called 'a_b'.* Give it another `name`",
         ),
-        ({"training.epochs": 1}, "training.steps is 4, training.epochs 1: give one"),
+        ({"training.epochs": 1}, "training.steps is 4, training.epochs 1: give one of them, and .* to null"),
         ({"training.steps": 0}, "training.steps is 0, must be above 0"),
         ({"training.batch_size": 2.5}, "training.batch_size is 2.5, expected int"),
         ({"training.learning_rte": 1}, "unknown setting training.learning_rte; did you mean learning_rate"),
@@ -381,14 +387,28 @@ def test_damaged_statistics_are_named_and_made_again(run: Run) -> None:
         ({"teachers.pusht.resolution": 0}, "resolution 0 must be a multiple of grid 16"),
         ({"corpus.sources.pusht.random_goals": 2.0}, "random_goals is 2.0, must be a share from 0 to 1"),
         ({"corpus.sources.pusht.seed": -1}, "pusht: seed is -1, must be at least 0"),
-        ({"corpus.sources.pusht.name": "../evil"}, r"a source '\.\./evil': letters, digits"),
+        ({"corpus.sources": {"../evil": {"type": "pusht"}}}, r"a source '\.\./evil': letters, digits"),
+        (
+            {"corpus.sources.pusht.name": "x"},
+            r"sources\.pusht\.name: a source is called what it stands under",
+        ),
+        (
+            {"corpus.sources.pusht": None},
+            r"corpus\.sources\.pusht is None.* take it out with ~corpus\.sources\.",
+        ),
+        ({"teachers.pusht": None}, r"teachers\.pusht is None.* take it out with ~teachers\.pusht"),
         ({"training.betas": [0.9, 1.0]}, "training.betas are .*, must be from 0 up to 1"),
         ({"feature_batch_size": 0}, "feature_batch_size is 0, must be at least 1"),
         ({"corpus.allow_skipped": -1.0}, "corpus.allow_skipped is -1.0, must be a share"),
         ({"corpus.image_size": 0}, "corpus.image_size is 0, must be above 0"),
         ({"student.hidden_size": 100}, "student.hidden_size is 100, must be a multiple of 64"),
         ({"student.size": "huge"}, "student.size is 'huge', must be one of tiny, small, base"),
-        ({"corpus.repeat": {"x": 2}}, "corpus.repeat names 'x'; the sources are"),
+        (
+            {"corpus.repeat": {"x": 2}},
+            r"corpus.repeat names 'x'; the sources are .*out, too, with ~corpus\.repeat\.x",
+        ),
+        ({"corpus.repeat": {"pusht": 1.5}}, r"corpus.repeat.pusht is 1\.5, must be a whole number"),
+        ({"corpus.repeat": {"pusht": "two"}}, r"corpus.repeat.pusht is 'two', must be a whole number"),
         ({"corpus.sources.pusht.validation": 0.0}, "no image is in the validation split"),
         ({"device": "tpu"}, "device is 'tpu', must be null, cpu or cuda"),
         ({"until": "lunch"}, "until is 'lunch', must be null, corpus or features"),
@@ -409,6 +429,7 @@ def test_bad_settings_are_named_before_work_begins(run: Run, change: Values, mes
         ({"corpus.image_size": 64, "resume": True}, "made with image_size=224"),
         ({"corpus.sources.pusht.validation": 0.0}, "no image is in the validation split"),
         ({"teachers": {"m": {"type": "mujoco"}}}, "needs .*mujoco.*which no source has"),
+        ({"device": "cuda"}, "device=cuda, but this machine has no CUDA device"),
     ],
 )
 def test_what_can_be_known_before_a_picture_is_drawn_is_said_then(
@@ -416,6 +437,7 @@ def test_what_can_be_known_before_a_picture_is_drawn_is_said_then(
 ) -> None:
     if change.get("resume"):
         run()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(
         "lerobot_theia.distill.run.pack_corpus", lambda *_: pytest.fail("pictures were drawn")
     )
@@ -445,6 +467,41 @@ def test_a_folder_that_cannot_be_is_said_before_a_picture_is_drawn(
         run({"output_dir": str(tmp_path / "file")})
     with pytest.raises(DistillError, match=r"output_dir=.*/file/run cannot be written to"):
         run({"output_dir": str(tmp_path / "file" / "run")})
+
+
+def test_a_full_disk_says_how_to_go_on_with_a_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = files.write
+
+    def full(file: BinaryIO, data: Buffer, offset: int) -> None:
+        if "checkpoints" in str(file.name):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(file, data, offset)
+
+    monkeypatch.setattr(files, "write", full)
+    with pytest.raises(
+        DistillError, match=r"cannot write .*checkpoints.*No space left on device.*output_dir=.*resume=true"
+    ):
+        run()
+    monkeypatch.undo()
+    run({"resume": True})
+
+
+def test_precision_and_batches_are_those_of_the_settings(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`accelerate launch` sets these from a configuration of its own, made for other programs."""
+    plain = run()
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert same(plain, run({"output_dir": str(tmp_path / "launched")}))
+
+
+def test_a_launcher_that_shards_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(DistillError, match=r"set up for FSDP, which shards .*accelerate launch --multi_gpu"):
+        make_accelerator("cpu", partial=False)
 
 
 def test_processes_share_a_batch_evenly(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -596,6 +653,22 @@ def test_heads_of_new_teachers_begin_anew(run: Run, tmp_path: Path) -> None:
         }
     )
     assert provenance(result)["student"]["heads_from_scratch"] == ["simulator/more"]
+
+
+def test_a_head_of_another_size_begins_anew_as_a_whole(run: Run, tmp_path: Path) -> None:
+    """Not with those of its tensors that happen to fit."""
+    first = run()
+
+    def beginning(init: str | None) -> Beginning:
+        settings = StudentSettings(
+            hidden_size=None if init else 64, num_layers=None if init else 2, init=init
+        )
+        return make_student(settings, {"simulator/pusht": (4, 64, 64)}, license="", seed=3)
+
+    begun, drawn = beginning(str(first)), beginning(None)
+    assert begun.new_heads == ("simulator/pusht",)
+    for name, tensor in drawn.student.translator.state_dict().items():
+        assert torch.equal(begun.student.translator.state_dict()[name], tensor)
 
 
 def test_bfloat16_and_a_loss_that_falls(run: Run) -> None:

@@ -23,7 +23,7 @@ ERRORS = ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EIO")
 
 def check_refused(outcome: Outcome, root: Path, code: str) -> None:
     """One error that names the file and the way out, and no leftovers."""
-    assert outcome.error.startswith("CacheError: cannot write /"), outcome
+    assert outcome.error.startswith("CannotWriteError: cannot write /"), outcome
     assert os.strerror(getattr(errno, code)) in outcome.error
     assert "cache_root=" in outcome.error and "the same command resumes" in outcome.error
     assert not temporaries(root)

@@ -309,7 +309,7 @@ def test_precompute_does_not_wait_for_what_is_no_file(whole: Whole, copy: Path, 
     put(kind, copy / TOP / "000000.safetensors")
     outcome = children.run(make_in_little_memory, whole.job, copy.parents[1])
     if kind == "folder":
-        assert outcome.error.startswith(f"CacheError: cannot write {copy}"), outcome.details
+        assert outcome.error.startswith(f"CannotWriteError: cannot write {copy}"), outcome.details
     else:
         assert outcome.value, outcome.details
         assert same_tokens(FeatureCache.open(copy), FeatureCache.open(whole.path))
@@ -358,7 +358,7 @@ def test_a_link_in_the_place_of_a_working_file_is_not_written_through(
     (copy / name).symlink_to(precious)
     outcome = run(whole.job, copy.parents[1])
     assert precious.read_text() == "1"
-    assert outcome.value or outcome.error.startswith(f"CacheError: cannot write {copy / name}")
+    assert outcome.value or outcome.error.startswith(f"CannotWriteError: cannot write {copy / name}")
 
 
 def test_a_link_in_the_place_of_a_temporary_file_is_removed_and_not_what_it_leads_to(

@@ -17,7 +17,8 @@ from lerobot_theia.distill.licenses import required
 from lerobot_theia.distill.sources.interface import Column, as_rgb, reason_of, stamp_of_files
 
 _BROKEN = (
-    UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error,
+    UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError, RuntimeError,
+    struct.error, zlib.error,
 )  # fmt: skip
 """What PIL raises for files that are no whole pictures."""
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"val": VALIDATION, "valid": VALIDATION, "training": TRAIN}

@@ -47,10 +47,10 @@ class ScenesSource(ABC):
 
     def __post_init__(self) -> None:
         corpus_seeds(f"source {self.name!r}", self.seed, self.episodes)
-        for field in ("episodes", "frames_per_episode"):
-            if getattr(self, field) < 1:
+        for field, least in (("episodes", 1), ("frames_per_episode", 1), ("workers", 0)):
+            if getattr(self, field) < least:
                 raise DistillError(
-                    f"source {self.name!r}: {field} is {getattr(self, field)}, must be at least 1"
+                    f"source {self.name!r}: {field} is {getattr(self, field)}, must be at least {least}"
                 )
 
     @property
