@@ -115,8 +115,7 @@ def find_cache(root: Path, request: CacheRequest) -> FeatureCache:
             continue
         if not found:
             views, rounding = manifest.identity.views, imprecision(manifest)
-            order = (-views, rounding) if request.views is None else (rounding, views)
-            fitting.append((order, folder))
+            fitting.append(((rounding, -views if request.views is None else views), folder))
         elif nearest is None or rank(found) < rank(nearest[0]):
             nearest = (found, folder)
     hashes.save()

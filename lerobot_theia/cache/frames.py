@@ -108,15 +108,14 @@ class CameraFrames:
         return span.start, error
 
     def _explained(self, reason: Exception, span: Span) -> str:
-        path, resumes = self.root / span.file, "finished shards are kept and the same command resumes."
+        path = self.root / span.file
         if isinstance(reason, FrameTimestampError):
             return (
                 f"has no picture within tolerance_s={self._tolerance_s} of its timestamp in {path}: {reason}. If the "
-                "dataset's timestamps are off by so much and meant to be, give a larger tolerance_s=..., and "
-                "--tolerance_s=... to lerobot-train; if the file is cut short, mend or re-download it. Either way "
-                + resumes
+                "dataset's timestamps are off by so much and meant to be, give a larger tolerance_s=... to "
+                "lerobot-theia-precompute, and --tolerance_s=... to lerobot-train; if the file is cut short, mend or re-download it."
             )
-        return f"does not decode from {path}: {reason}. Mend or re-download that file; {resumes}"
+        return f"does not decode from {path}: {reason}. Mend or re-download that file."
 
     def _where(self, frame: int, span: Span) -> str:
         return describe_frame(self.camera, span.episode, frame - int(self._starts[span.episode]), frame)

@@ -92,7 +92,10 @@ class ShardMaker:
 
     def load(self, batch: Batch) -> Tensor:
         """In a thread: (b, 3, H, W) uint8."""
-        return self.encoder.load(self.sources[batch.shard.key.camera].read, batch.start, batch.stop)
+        try:
+            return self.encoder.load(self.sources[batch.shard.key.camera].read, batch.start, batch.stop)
+        except FrameError as error:
+            raise FrameError(f"{error} Finished shards are kept, and the same command resumes.") from error
 
     def seen(self, batch: Batch) -> tuple[str, list[tuple[int, int]]]:
         """Camera of a batch's frames, and their episodes, each with the number of its frames."""

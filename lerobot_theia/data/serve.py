@@ -16,6 +16,7 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot_theia.cache import CacheDamagedError, CacheError, CacheMismatchError, FeatureCache
 from lerobot_theia.cache.catalog import CacheRequest, find_cache
 from lerobot_theia.cache.plan import format_bytes
+from lerobot_theia.cache.pooling import pooled_grid
 from lerobot_theia.cache.reader import MEND
 from lerobot_theia.cache.root import resolve_cache_root
 from lerobot_theia.cache.source import select_cameras
@@ -39,7 +40,7 @@ def serve_features(cfg: TrainPipelineConfig, original: Callable[[Any], tuple]) -
     if not isinstance(settings, FeatureSettings):
         return original(cfg)
     if settings.pretrained_path is not None and settings.encoder_spec is None:  # type: ignore[attr-defined]
-        settings.take_encoder_of(PreTrainedConfig.from_pretrained(settings.pretrained_path))  # type: ignore[attr-defined, arg-type]
+        settings.take_from(checkpoint_of(settings))
     settings.step_seeds = StepSeeds.of_run(cfg)  # type: ignore[attr-defined]  # for the policy made from these settings
     must_be_online = why_online(cfg)
     if must_be_online and settings.features == "cached":
@@ -56,6 +57,10 @@ def serve_features(cfg: TrainPipelineConfig, original: Callable[[Any], tuple]) -
             f"LeRobot's make_train_eval_datasets returned {type(datasets)}, expected two datasets"
         )
     train, held_out = datasets
+    try:
+        pooled_grid(encoder_spec(settings).grid, settings.token_pool)
+    except ValueError as error:
+        raise ValueError(f"--policy.token_pool={settings.token_pool}: {error}") from None
     cameras = served_cameras(cfg, train.meta)
     online = must_be_online or ("as --policy.features=online asks" if settings.features == "online" else None)
     root = resolve_cache_root(settings.cache_root)
@@ -190,7 +195,26 @@ def served_cameras(cfg: TrainPipelineConfig, meta: LeRobotDatasetMetadata) -> di
     if inputs and not wanted:
         raise ValueError(f"none of the policy's input features {sorted(inputs)} is a camera (type VISUAL)")
     chosen = [camera for camera, name in renamed.items() if not inputs or name in wanted]
+    for camera in chosen:
+        if twice := [other for other in chosen if other != camera and renamed[other] == renamed[camera]]:
+            raise ValueError(
+                f"--rename_map calls camera {camera!r} {renamed[camera]!r}, as {twice[0]!r} is called, too: which is meant? Give "
+                "the other one another name in --rename_map"
+            )
     return {camera: renamed[camera] for camera in select_cameras(meta, chosen)}
+
+
+def checkpoint_of(settings: FeatureSettings) -> FeatureSettings:
+    """Raises ValueError if the checkpoint that is to be fine-tuned is none of these policies'."""
+    path: Any = settings.pretrained_path  # type: ignore[attr-defined]
+    revision = settings.pretrained_revision  # type: ignore[attr-defined]
+    checkpoint = PreTrainedConfig.from_pretrained(path, revision=revision)
+    if checkpoint.type != settings.type:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"--policy.pretrained_path={path} is a policy of type {checkpoint.type!r}, and --policy.type is "
+            f"{settings.type!r}: its weights do not fit. Leave pretrained_path out to begin anew"  # type: ignore[attr-defined]
+        )
+    return checkpoint  # type: ignore[return-value]
 
 
 def request(

@@ -1,6 +1,9 @@
 """The flags both policies share: which encoder, and where its tokens come from."""
 
 from dataclasses import dataclass
+from typing import cast
+
+from lerobot.configs import PreTrainedConfig
 
 from lerobot_theia.cache.augment import MAX_VIEWS
 from lerobot_theia.encoder.spec import EncoderSpec
@@ -70,9 +73,12 @@ class FeatureSettings:
         # A Theia config exists, so training may follow; nobody else's training is touched.
         seam.install()
 
-    def take_encoder_of(self, checkpoint: "FeatureSettings") -> None:
-        """The encoder of a checkpoint whose policy is made from these settings, where they were not read from it
-        (`--policy.type=... --policy.pretrained_path=...`). An encoder that flags name is left, to be compared."""
+    def take_from(self, checkpoint: "FeatureSettings") -> None:
+        """Encoder and inputs of a checkpoint whose policy is made from these settings, where they were not read from it
+        (`--policy.type=... --policy.pretrained_path=...`). What flags name is left, to be compared."""
         self.encoder_spec = checkpoint.encoder_spec
         if self.encoder == DEFAULT_ENCODER:
             self.encoder, self.encoder_revision = checkpoint.encoder, checkpoint.encoder_revision
+        mine, its = cast(PreTrainedConfig, self), cast(PreTrainedConfig, checkpoint)
+        if not mine.input_features:  # LeRobot would take the dataset's, in its order
+            mine.input_features = dict(its.input_features or {})

@@ -54,7 +54,7 @@ def statistics_of_sample(
     sums = {camera: torch.zeros(2, encoder.spec.hidden_size, dtype=torch.float64) for camera in cameras}
     count = dict.fromkeys(cameras, 0)
     for camera, frames in sample:
-        tokens = pool_tokens(encoder(frames), pool).flatten(0, 1).double().cpu()  # (n * N, D)
+        tokens = pool_tokens(encoder(frames), pool).flatten(0, 1).cpu().double()  # (n * N, D)
         sums[camera] += torch.stack([tokens.sum(0), tokens.square().sum(0)])
         count[camera] += len(tokens)
     if streaming and not all(count.values()):

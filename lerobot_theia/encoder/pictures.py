@@ -11,7 +11,7 @@ def principal_colours(tokens: Tensor) -> Tensor:
     brightest 2 % of each are cut off.
     """
     side = round(tokens.shape[1] ** 0.5)
-    flat = tokens.flatten(0, 1).double().cpu()
+    flat = tokens.flatten(0, 1).cpu().double()
     centred = flat - flat.mean(0)
     directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -3:].flip(1)  # (D, 3), largest first
     # A component's sign means nothing: the entry that weighs most is made positive, so that it is always the same.

@@ -135,7 +135,7 @@ class TestTimestampsThatVideosDoNotHave:
     def test_are_told_from_damage_and_the_setting_named(self, late: Path, tmp_path: Path) -> None:
         message = (
             rf"camera '{TOP}', episode 0, frame 0 \(index 0\) has no picture within tolerance_s=0\.0001 of its "
-            r"timestamp .*file-000\.mp4.*larger tolerance_s=\.\.\., and --tolerance_s=\.\.\. to lerobot-train"
+            r"timestamp .*file-000\.mp4.*larger tolerance_s=\.\.\. to lerobot-theia-precompute, and --tolerance_s=\.\.\. to lerobot-train"
         )
         with pytest.raises(FrameError, match=message):
             run(late, tmp_path / "caches", video_backend="pyav")

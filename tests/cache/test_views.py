@@ -216,7 +216,9 @@ class TestChoice:
             run(image_dataset, root, pool=14, views=views, dtype=dtype)
         return root
 
-    def request(self, dataset: Path, encoder: TheiaEncoder, views: int | None) -> CacheRequest:
+    def request(
+        self, dataset: Path, encoder: TheiaEncoder, views: int | None, dtype: str | None = None
+    ) -> CacheRequest:
         return CacheRequest(
             meta=open_dataset(dataset).meta,
             cameras=(TOP, WRIST),
@@ -224,13 +226,35 @@ class TestChoice:
             encoder_name="random-tiny",
             pool=14,
             views=views,
+            dtype=dtype,
         )
 
-    @pytest.mark.parametrize(("asked", "found"), [(None, 3), (1, 1), (2, 2), (3, 3)])
+    @pytest.mark.parametrize(
+        ("views", "dtype", "found"),
+        [
+            (
+                None,
+                None,
+                (1, "float32"),
+            ),  # precision before views: a cache of augmented ones is made to try it
+            (None, "float16", (3, "float16")),
+            (1, None, (1, "float32")),
+            (1, "float16", (1, "float16")),
+            (2, None, (2, "float16")),
+            (3, None, (3, "float16")),
+        ],
+    )
     def test_fits_best(
-        self, root: Path, image_dataset: Path, tiny_encoder: TheiaEncoder, asked: int | None, found: int
+        self,
+        root: Path,
+        image_dataset: Path,
+        tiny_encoder: TheiaEncoder,
+        views: int | None,
+        dtype: str | None,
+        found: tuple[int, str],
     ) -> None:
-        assert find_cache(root, self.request(image_dataset, tiny_encoder, asked)).views == found
+        cache = find_cache(root, self.request(image_dataset, tiny_encoder, views, dtype))
+        assert (cache.views, cache.manifest.identity.tokens.dtype) == found
 
     def test_too_few_views_are_refused_with_the_command_that_makes_more(
         self, root: Path, image_dataset: Path, tiny_encoder: TheiaEncoder

@@ -25,9 +25,11 @@ from lerobot_theia.data.serve import serve_features
 from lerobot_theia.data.token_statistics import statistics_of_cache, statistics_of_sample
 from lerobot_theia.encoder import TheiaEncoder
 from lerobot_theia.policies.common.configuration import InvalidSettingError
+from lerobot_theia.policies.theia_act.modeling_theia_act import TheiaACTPolicy
 from tests.cache.helpers import copy_of
 from tests.data_room.conftest import act, train_config
 from tests.datasets import CAMERAS, open_dataset
+from tests.policies.conftest import token_statistics
 
 TOP, WRIST = CAMERAS
 
@@ -225,6 +227,41 @@ class TestCameras:
         policy.input_features = {WRIST: PolicyFeature(FeatureType.VISUAL, (3, 32, 32))}
         train, _ = serve_features(train_config(rich_dataset, policy), lerobots_own)
         assert tokens_key(WRIST) in train[0] and tokens_key(TOP) not in train[0]
+
+    def test_two_under_one_name_are_refused(self, rich_dataset: Path, root: str) -> None:
+        config = train_config(rich_dataset, act(cache_root=root, token_pool=7))
+        config.rename_map = {WRIST: TOP}
+        with pytest.raises(ValueError, match=rf"calls camera '{TOP}' '{TOP}', as '{WRIST}' is called, too"):
+            serve_features(config, lerobots_own)
+        config.rename_map = {WRIST: TOP, TOP: WRIST}
+        assert isinstance(serve_features(config, lerobots_own)[0], FeatureDataset)
+
+    def test_a_window_that_does_not_tile_the_grid_is_refused(self, rich_dataset: Path, root: str) -> None:
+        config = train_config(rich_dataset, act(cache_root=root, token_pool=3))
+        with pytest.raises(ValueError, match=r"--policy\.token_pool=3: .*14x14 .*\[1, 2, 7, 14\]"):
+            serve_features(config, lerobots_own)
+
+    def test_a_fine_tuned_checkpoint_decides_which_and_in_which_order(
+        self, rich_dataset: Path, root: str, tmp_path: Path
+    ) -> None:
+        """`--policy.type=theia_act --policy.pretrained_path=<checkpoint>`: LeRobot would take all that the dataset has."""
+        front = "observation.images.front"
+        policy = act(token_pool=7)
+        policy.input_features = {front: PolicyFeature(FeatureType.VISUAL, (3, 32, 32))}
+        policy.output_features = {"action": PolicyFeature(FeatureType.ACTION, (2,))}
+        TheiaACTPolicy(policy, dataset_stats=token_statistics({front: (32, 32)})).save_pretrained(tmp_path)
+        config = train_config(
+            rich_dataset, act(cache_root=root, token_pool=7, pretrained_path=tmp_path, features="cached")
+        )
+        config.rename_map = {WRIST: front}
+        train, _ = serve_features(config, lerobots_own)
+        assert list(train.cameras.values()) == [front] == list(config.policy.image_features)
+
+    def test_a_checkpoint_of_another_policy_is_refused(self, rich_dataset: Path, tmp_path: Path) -> None:
+        ACTConfig(push_to_hub=False, device="cpu")._save_pretrained(tmp_path)
+        config = train_config(rich_dataset, act(pretrained_path=tmp_path))
+        with pytest.raises(ValueError, match=r"is a policy of type 'act', and --policy\.type is 'theia_act'"):
+            serve_features(config, must_not_be_called)
 
     def test_one_the_dataset_does_not_have_is_named(self, rich_dataset: Path, root: str) -> None:
         policy = act(features="cached", cache_root=root)

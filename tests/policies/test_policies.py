@@ -282,6 +282,25 @@ def test_a_config_of_flags_takes_the_checkpoints_encoder(tmp_path: Path):
         )
 
 
+@pytest.mark.parametrize("kind", POLICIES)
+def test_a_checkpoint_keeps_its_cameras_and_its_grid(kind: str, tmp_path: Path):
+    """Its weights and statistics are those of the first camera, the second, ..., whatever they are called."""
+    policy = make_policy(kind, TWO_CAMERAS, token_pool=7)
+    policy.save_pretrained(tmp_path)
+    flags = make_config(kind, {}, input_features={}, encoder=DEFAULT_ENCODER, token_pool=7)
+    loaded = CLASSES[kind][1].from_pretrained(tmp_path, config=flags)
+    assert list(loaded.config.image_features) == list(TWO_CAMERAS)
+    turned = dict(reversed(TWO_CAMERAS.items()))
+    with pytest.raises(
+        ValueError, match=r"cameras \['observation.images.top', .*wrist'\], in this order, .*wrist"
+    ):
+        CLASSES[kind][1].from_pretrained(tmp_path, config=make_config(kind, turned, token_pool=7))
+    with pytest.raises(
+        ValueError, match=r"token_pool=7, and is to be loaded with 2; .*--policy.token_pool=7"
+    ):
+        CLASSES[kind][1].from_pretrained(tmp_path, config=make_config(kind, TWO_CAMERAS, token_pool=2))
+
+
 @pytest.mark.parametrize("use_vae", [True, False])
 def test_act_does_without_a_state(use_vae: bool):
     cameras = {name: PolicyFeature(FeatureType.VISUAL, (3, *size)) for name, size in ONE_CAMERA.items()}

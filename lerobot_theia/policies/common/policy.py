@@ -96,7 +96,9 @@ class TheiaPolicy(PreTrainedPolicy):
     ) -> Self:
         if config is not None:
             source = {name: value for name, value in kwargs.items() if name in SOURCE}
-            agree_on_the_encoder(config, PreTrainedConfig.from_pretrained(pretrained_name_or_path, **source))
+            checkpoint = PreTrainedConfig.from_pretrained(pretrained_name_or_path, **source)
+            agree_on_the_encoder(config, checkpoint)
+            agree_on_the_tokens(config, checkpoint)
         return super().from_pretrained(pretrained_name_or_path, config=config, **kwargs, from_checkpoint=True)
 
     @classmethod
@@ -137,7 +139,7 @@ def agree_on_the_encoder(config: Any, checkpoint: Any) -> None:
         ValueError: if it is another.
     """
     if config.encoder_spec is None:
-        config.take_encoder_of(checkpoint)
+        config.take_from(checkpoint)
     spec = carried_encoder(config)
     name = canonical_name(config.encoder)
     if name == canonical_name(checkpoint.encoder) or name == spec.name:
@@ -152,6 +154,24 @@ def agree_on_the_encoder(config: Any, checkpoint: Any) -> None:
         f"the checkpoint carries the encoder {spec.name!r}, its policy was trained on that one's tokens and cannot "
         f"take those of {config.encoder!r}; leave --policy.encoder out"
     )
+
+
+def agree_on_the_tokens(config: Any, checkpoint: Any) -> None:
+    """Weights and statistics of a checkpoint are those of its cameras one after the other, and of its grid.
+
+    Raises:
+        ValueError: if `config`, with which it is to be loaded, has others.
+    """
+    if (cameras := list(config.image_features)) != (its := list(checkpoint.image_features)):
+        raise ValueError(
+            f"the checkpoint's policy looks at cameras {its}, in this order, and is to be loaded for {cameras}; leave "
+            "--policy.input_features out, and map other names with --rename_map"
+        )
+    if config.token_pool != checkpoint.token_pool:
+        raise ValueError(
+            f"the checkpoint's policy was trained with token_pool={checkpoint.token_pool}, and is to be loaded with "
+            f"{config.token_pool}; pass --policy.token_pool={checkpoint.token_pool}"
+        )
 
 
 def encoder_section(spec: EncoderSpec) -> str:
