@@ -18,7 +18,7 @@ def tf32(device: torch.device) -> Iterator[None]:
     TF32 keeps 11 bits of each factor, as float16 does. Emulated on `random-tiny` and `random-base`, tokens move by
     less than twice what storing them as float16 does. Elsewhere nothing changes: CPUs multiply in float32.
 
-    torch.compile would leave the switches out of what it traces: the encoder lets it have only its `backbone`.
+    Whoever compiles the encoder compiles its `backbone`: torch.compile would leave the switches out of what it traces.
     """
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     if device.type != "cuda":

@@ -174,7 +174,6 @@ class TheiaEncoder(nn.Module):
         return preprocess(images, self.spec.image_size, self.dtype, NORMALIZATIONS[self.spec.architecture])
 
     @torch.no_grad()
-    @torch.compiler.disable(recursive=False)  # or the switch of TF32 would be left out
     def encode_preprocessed(self, pixels: Tensor, reduce: str | None = None) -> Tensor:
         """As `forward`, from what `preprocess` returned: (B, 3, image_size, image_size)."""
         _check_reduction(reduce)

@@ -2,13 +2,11 @@
 
 import copy
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
 
-from lerobot_theia.encoder import names, theia
+from lerobot_theia.encoder import names
 from lerobot_theia.encoder.backbone import Backbone
 from tests.policies.conftest import (
     AUGMENTED,
@@ -100,33 +98,3 @@ def test_where_it_does_not_compile_it_warns_once_and_runs_eagerly(kind, caplog, 
     first, second = loss_of(policy, batch), loss_of(policy, batch)
     assert first == second == loss_of(make_policy(kind).train(), batch)
     assert caplog.text.count("not compiled, running eagerly: no compiler here") == 1
-
-
-def test_a_program_that_compiles_the_policy_has_the_encoders_products_as_they_are(monkeypatch):
-    """lerobot-rollout --use_torch_compile=true"""
-    inside = []
-
-    @contextmanager
-    def as_on_a_gpu(device: torch.device) -> Iterator[None]:
-        inside.append("tf32")
-        yield
-        inside.pop()
-
-    monkeypatch.setattr(theia, "tf32", as_on_a_gpu)
-    seen: list[tuple[bool, list[str]]] = []
-
-    def backend(graph, inputs):
-        encodes = any("scaled_dot_product_attention" in str(node.target) for node in graph.graph.nodes)
-
-        def run(*arguments):
-            seen.append((encodes, list(inside)))
-            return graph(*arguments)
-
-        return run
-
-    policy = make_policy("theia_diffusion", num_inference_steps=1).eval()
-    policy.predict_action_chunk = torch.compile(policy.predict_action_chunk, backend=backend)
-    with torch.inference_mode():
-        policy.select_action(observation(policy))
-    assert [within for encodes, within in seen if encodes], "the backbone is compiled, too"
-    assert all(within == ["tf32"] for encodes, within in seen if encodes)
