@@ -51,21 +51,23 @@ def serve_features(cfg: TrainPipelineConfig, original: Callable[[Any], tuple]) -
             f"--policy.cache_views={settings.cache_views} needs a cache, which does not go with {why}"
         )
 
+    encoder = encoder_spec(settings)
+    try:
+        pooled_grid(encoder.grid, settings.token_pool)
+    except ValueError as error:
+        raise ValueError(f"--policy.token_pool={settings.token_pool}: {error}") from None
+
     datasets = original(cfg)
     if not (isinstance(datasets, tuple) and len(datasets) == 2):
         raise TypeError(
             f"LeRobot's make_train_eval_datasets returned {type(datasets)}, expected two datasets"
         )
     train, held_out = datasets
-    try:
-        pooled_grid(encoder_spec(settings).grid, settings.token_pool)
-    except ValueError as error:
-        raise ValueError(f"--policy.token_pool={settings.token_pool}: {error}") from None
     cameras = served_cameras(cfg, train.meta)
     online = must_be_online or ("as --policy.features=online asks" if settings.features == "online" else None)
     root = resolve_cache_root(settings.cache_root)
     try:
-        cache = find_cache(root, request(cfg, settings, encoder_spec(settings), train.meta, cameras))
+        cache = find_cache(root, request(cfg, settings, encoder, train.meta, cameras))
     except CacheError as error:
         must_be_cached = settings.features == "cached" or (settings.cache_views or 1) > 1
         if must_be_cached or not (online or isinstance(error, CacheMismatchError)):
@@ -83,8 +85,8 @@ def serve_features(cfg: TrainPipelineConfig, original: Callable[[Any], tuple]) -
         if cache is not None:
             statistics = statistics_of_cache(cache, cameras)
         else:
-            encoder = loaded_encoder(settings).to(settings.device)  # type: ignore[attr-defined]
-            statistics = statistics_of_sample(train, encoder, cameras, settings.token_pool)
+            on_device = loaded_encoder(settings).to(settings.device)  # type: ignore[attr-defined]
+            statistics = statistics_of_sample(train, on_device, cameras, settings.token_pool)
         train.meta.stats.update(statistics)
     return train, held_out
 
@@ -195,10 +197,11 @@ def served_cameras(cfg: TrainPipelineConfig, meta: LeRobotDatasetMetadata) -> di
     if inputs and not wanted:
         raise ValueError(f"none of the policy's input features {sorted(inputs)} is a camera (type VISUAL)")
     chosen = [camera for camera, name in renamed.items() if not inputs or name in wanted]
+    called: dict[str, str] = {}
     for camera in chosen:
-        if twice := [other for other in chosen if other != camera and renamed[other] == renamed[camera]]:
+        if (first := called.setdefault(renamed[camera], camera)) != camera:
             raise ValueError(
-                f"--rename_map calls camera {camera!r} {renamed[camera]!r}, as {twice[0]!r} is called, too: which is meant? Give "
+                f"--rename_map calls camera {first!r} {renamed[camera]!r}, as {camera!r} is called, too: which is meant? Give "
                 "the other one another name in --rename_map"
             )
     return {camera: renamed[camera] for camera in select_cameras(meta, chosen)}

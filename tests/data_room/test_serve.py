@@ -239,7 +239,7 @@ class TestCameras:
     def test_a_window_that_does_not_tile_the_grid_is_refused(self, rich_dataset: Path, root: str) -> None:
         config = train_config(rich_dataset, act(cache_root=root, token_pool=3))
         with pytest.raises(ValueError, match=r"--policy\.token_pool=3: .*14x14 .*\[1, 2, 7, 14\]"):
-            serve_features(config, lerobots_own)
+            serve_features(config, must_not_be_called)
 
     def test_a_fine_tuned_checkpoint_decides_which_and_in_which_order(
         self, rich_dataset: Path, root: str, tmp_path: Path
