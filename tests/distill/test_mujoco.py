@@ -1,5 +1,6 @@
 """MuJoCo as a source and as a teacher: what a picture shows, and what is said of it, are the same view."""
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,3 +189,16 @@ def test_recorders(kind: str, tmp_path: Path) -> None:
     assert (seen[:4] > 0).all(), "static scene, robot, gripper and an object are in view"
     packed = pack(source, PackSettings(root=tmp_path), 0.0)
     assert packed.frames([0]).images.shape == (1, 3, 224, 224)
+
+
+@pytest.mark.slow
+def test_unknown_tasks_are_named_before_any_picture_is_taken() -> None:
+    pytest.importorskip("metaworld")
+    from lerobot_theia.distill.settings import make_source
+
+    source = make_source("metaworld", {"type": "metaworld", "tasks": ["drawer-open", "draw-open", "reech"]})
+    with pytest.raises(DistillError) as refused:
+        next(source.read(0, 1))
+    if "cannot render" in str(refused.value):
+        pytest.skip(str(refused.value))
+    assert re.search("has no 'draw-open', 'reech'; it has assembly, .* window-open", str(refused.value))

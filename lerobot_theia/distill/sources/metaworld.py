@@ -12,7 +12,7 @@ import numpy as np
 
 from lerobot_theia.demos.metaworld import IMAGE_SIZE
 from lerobot_theia.demos.randomize import CAMERA_MOVE_M, CAMERA_TURN_RAD, jitter
-from lerobot_theia.distill.errors import DistillError
+from lerobot_theia.distill.errors import DistillError, UnreadableError
 from lerobot_theia.distill.frames import Frame
 from lerobot_theia.distill.sources.mujoco import Photographer, View, cannot_render, import_mujoco
 from lerobot_theia.distill.sources.scenes import Episode, ScenesSource
@@ -61,6 +61,10 @@ class MetaworldSource(ScenesSource):
 
     def identity(self) -> Mapping[str, Any]:
         return {"type": "metaworld", "version": 1}
+
+    def read(self, start: int, stop: int) -> Iterator[Frame | UnreadableError]:
+        check_tasks(self.tasks)  # of all, before the first one's pictures are taken
+        return super().read(start, stop)
 
     @staticmethod
     def play(episode: Episode) -> list[Frame]:
@@ -125,16 +129,31 @@ def close_scene() -> None:
     _open.clear()
 
 
-def _make_scene(task: str) -> tuple[Any, Photographer]:
-    mujoco = import_mujoco()
+def import_metaworld() -> Any:
+    """LeRobot's Meta-World. Raises DistillError where it is missing or cannot render."""
     try:
-        import lerobot.envs.metaworld as lerobot_metaworld
+        import lerobot.envs.metaworld
     except ImportError as error:
         raise DistillError(
             f"{error}. Install Meta-World with: pip install 'lerobot_policy_theia[metaworld]'"
         ) from error
     except (RuntimeError, AttributeError, OSError) as error:
         raise cannot_render(error) from error
+    return lerobot.envs.metaworld
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Raises DistillError naming those that Meta-World does not have."""
+    known = sorted(name.removesuffix("-v3") for name in import_metaworld().TASK_DESCRIPTIONS)
+    if unknown := [task for task in tasks if task not in known]:
+        raise DistillError(
+            f"corpus.sources.metaworld.tasks: Meta-World has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
+        )
+
+
+def _make_scene(task: str) -> tuple[Any, Photographer]:
+    mujoco = import_mujoco()
+    lerobot_metaworld = import_metaworld()
 
     class Unseen(lerobot_metaworld.MetaworldEnv):  # type: ignore[name-defined, misc]
         full_state: np.ndarray  # (39,), of the scene as it stands
@@ -147,11 +166,7 @@ def _make_scene(task: str) -> tuple[Any, Photographer]:
             self.full_state = raw_obs
             return {"full_state": raw_obs}
 
-    name = f"{task}-v3"
-    if name not in lerobot_metaworld.TASK_DESCRIPTIONS:
-        known = ", ".join(sorted(known.removesuffix("-v3") for known in lerobot_metaworld.TASK_DESCRIPTIONS))
-        raise DistillError(f"Meta-World has no task {task!r}; it has {known}")
-    env = Unseen(name, obs_type="pixels_agent_pos")
+    env = Unseen(f"{task}-v3", obs_type="pixels_agent_pos")
     try:
         placed = placed_bodies(env)
     except (mujoco.FatalError, RuntimeError) as error:
