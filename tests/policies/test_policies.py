@@ -38,6 +38,7 @@ from tests.policies.conftest import (
 )
 
 HEADS = ("spatial_softmax", "compression", "attention", "flatten", "mean")
+ACT_HEADS = ("linear", "compression")
 
 
 def loss_of(policy, batch) -> torch.Tensor:
@@ -113,6 +114,33 @@ def test_each_token_head_learns_and_sees(head, shared):
         assert loss_of(policy, changed) != loss_of(policy, batch)
     # Adding to all tokens alike would be no change to a softmax over positions.
     assert loss_of(policy, batch | {key: batch[key].flip(-1)}) != loss_of(policy, batch)
+
+
+@pytest.mark.parametrize("head", ACT_HEADS)
+def test_each_token_head_of_act_learns_and_sees(head):
+    policy = make_policy("theia_act", TWO_CAMERAS, token_head=head, token_head_dim=16).train()
+    batch = with_tokens(training_batch(policy), policy, torch.float32)
+    loss_of(policy, batch).backward()
+    parameters = [
+        *policy.model.token_head.parameters(),
+        *policy.model.encoder_img_feat_input_proj.parameters(),
+    ]
+    assert all(each.grad is not None and each.grad.abs().sum() > 0 for each in parameters)
+    key = tokens_key("observation.images.wrist")
+    for dim in (-2, -1):
+        assert loss_of(policy, batch | {key: batch[key].flip(dim)}) != loss_of(policy, batch)
+
+
+def test_a_token_head_of_act_learns_at_the_policys_learning_rate():
+    """LeRobot's preset has another one for what it calls the backbone."""
+    policy = make_policy("theia_act", token_head="compression", token_head_dim=16, optimizer_lr=1e-3)
+    rates = {
+        parameter: group.get("lr", policy.config.optimizer_lr)
+        for group in policy.get_optim_params()
+        for parameter in group["params"]
+    }
+    head = list(policy.model.token_head.parameters())
+    assert head and {rates[each] for each in head} == {1e-3}
 
 
 def test_the_attention_head_is_torchs_attention_of_one_query():
@@ -405,6 +433,18 @@ def test_unknown_choices_list_the_known_ones(changes, message):
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"token_head": "flatten"}, "token_head='flatten'; choose one of linear, compression"),
+        ({"token_head_dim": 0}, "token_head_dim=0 must be at least 1"),
+    ],
+)
+def test_act_has_token_heads_of_its_own(changes, message):
+    with pytest.raises(InvalidSettingError, match=message):
+        make_config("theia_act", **changes)
+
+
+@pytest.mark.parametrize(
     ("kind", "flags", "message"),
     [
         (
@@ -434,9 +474,10 @@ def test_a_pool_that_does_not_tile_the_grid_is_refused():
         make_policy("theia_act", token_pool=4)
 
 
-def test_the_compression_head_says_that_it_takes_14x14():
+@pytest.mark.parametrize("kind", POLICIES)
+def test_the_compression_head_says_that_it_takes_14x14(kind):
     with pytest.raises(ValueError, match=r"14x14.*7x7"):
-        make_policy("theia_diffusion", token_head="compression", token_pool=2)
+        make_policy(kind, token_head="compression", token_pool=2)
 
 
 @pytest.mark.parametrize("kind", POLICIES)

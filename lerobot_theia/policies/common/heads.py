@@ -1,4 +1,5 @@
-"""Token heads: a camera's feature map (B, D, h, w) -> one vector (B, F). Each says its F as `feature_dim`."""
+"""Token heads: a camera's feature map (B, D, h, w) -> one vector (B, F), for `theia_diffusion`; each says its F as
+`feature_dim`. `compressed` is what they and `theia_act` have in common."""
 
 import math
 
@@ -41,20 +42,9 @@ class CompressionHead(TokenHead):
 
     def __init__(self, map_shape: tuple[int, int, int]) -> None:
         super().__init__()
-        dim, *grid = map_shape
-        if grid != [14, 14]:
-            raise ValueError(
-                f"token_head=compression takes the 14x14 grid, got {grid[0]}x{grid[1]}; use --policy.token_pool=1 or "
-                "another head"
-            )
         width = self.feature_dim
         self.layers = nn.Sequential(
-            nn.Conv2d(dim, width, kernel_size=4, stride=2, padding=1),
-            nn.LayerNorm([width, 7, 7]),
-            nn.ReLU(),
-            nn.Conv2d(width, width, kernel_size=3, stride=2),
-            nn.LayerNorm([width, 3, 3]),
-            nn.ReLU(),
+            *compressed(map_shape, width),
             nn.Conv2d(width, width, kernel_size=3),
             nn.LayerNorm([width, 1, 1]),
             nn.ReLU(),
@@ -63,6 +53,24 @@ class CompressionHead(TokenHead):
 
     def forward(self, maps: Tensor) -> Tensor:
         return self.layers(maps)
+
+
+def compressed(map_shape: tuple[int, int, int], width: int) -> list[nn.Module]:
+    """The first two of three: (B, D, 14, 14) -> (B, width, 3, 3). Raises ValueError for another grid."""
+    dim, *grid = map_shape
+    if grid != [14, 14]:
+        raise ValueError(
+            f"token_head=compression takes the 14x14 grid, got {grid[0]}x{grid[1]}; use --policy.token_pool=1 or "
+            "another head"
+        )
+    return [
+        nn.Conv2d(dim, width, kernel_size=4, stride=2, padding=1),
+        nn.LayerNorm([width, 7, 7]),
+        nn.ReLU(),
+        nn.Conv2d(width, width, kernel_size=3, stride=2),
+        nn.LayerNorm([width, 3, 3]),
+        nn.ReLU(),
+    ]
 
 
 class AttentionHead(TokenHead):

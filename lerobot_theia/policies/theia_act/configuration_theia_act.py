@@ -15,6 +15,8 @@ from lerobot_theia.policies.common.configuration import (
     said_on_the_command_line,
 )
 
+TOKEN_HEADS = ("linear", "compression")
+
 
 @PreTrainedConfig.register_subclass("theia_act")
 @dataclass
@@ -25,6 +27,10 @@ class TheiaACTConfig(FeatureSettings, AugmentSettings, ACTConfig):
     differ in size.
 
     Args:
+        token_head: What stands between a camera's (D, 14, 14) tokens and ACT's transformer. `linear`: each token, projected,
+            is one of its inputs. `compression`: the convolutions of the Theia paper, as far as 3x3 positions, which learn to
+            look at neighbouring tokens together and leave nine inputs.
+        token_head_dim: Channels of `compression`.
         compile_model: Compile the network, and the encoder where frames are encoded, with torch.compile; eager, with a
             warning, where that fails.
         compile_mode: Mode of torch.compile, as in LeRobot's diffusion policy.
@@ -35,6 +41,8 @@ class TheiaACTConfig(FeatureSettings, AugmentSettings, ACTConfig):
             STATE=NormalizationMode.MEAN_STD, ACTION=NormalizationMode.MEAN_STD
         )
     )
+    token_head: str = "linear"
+    token_head_dim: int = 256
     compile_model: bool = False
     compile_mode: str = "reduce-overhead"
 
@@ -43,6 +51,10 @@ class TheiaACTConfig(FeatureSettings, AugmentSettings, ACTConfig):
             super().__post_init__()
             check_backbone_settings(self, ACTConfig)
             check_augmentation(self, self.token_pool)
+            if self.token_head not in TOKEN_HEADS:
+                raise ValueError(f"token_head={self.token_head!r}; choose one of {', '.join(TOKEN_HEADS)}")
+            if self.token_head_dim < 1:
+                raise ValueError(f"token_head_dim={self.token_head_dim} must be at least 1")
 
     def validate_features(self) -> None:
         check_inputs(self)

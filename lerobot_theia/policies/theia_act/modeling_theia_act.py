@@ -1,7 +1,8 @@
 """ACT whose image features are Theia tokens.
 
-The tokens of each camera, as a (D, h, w) map, take the place of the ResNet's feature map: projected to the model's
-width and given a 2D sinusoidal position, they join the transformer encoder's input. All else is LeRobot's ACT.
+The tokens of each camera, as a (D, h, w) map or what a token head makes of it, take the place of the ResNet's feature map:
+projected to the model's width and given a 2D sinusoidal position, they join the transformer encoder's input. All else is
+LeRobot's ACT.
 """
 
 import copy
@@ -18,6 +19,7 @@ from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 from torch import Tensor, nn
 
 from lerobot_theia.policies.common.compiling import compile_forward
+from lerobot_theia.policies.common.heads import compressed
 from lerobot_theia.policies.common.policy import TheiaPolicy
 from lerobot_theia.policies.theia_act.configuration_theia_act import TheiaACTConfig
 
@@ -32,23 +34,33 @@ class TokenBackbone(nn.Module):
 class TheiaACT(ACT):
     """LeRobot's ACT network on feature maps (B, D, h, w) in `batch["observation.images"]`."""
 
-    def __init__(self, config: TheiaACTConfig, token_dim: int) -> None:
+    def __init__(self, config: TheiaACTConfig, map_shape: tuple[int, int, int]) -> None:
         super().__init__(
             without_cameras(config)
         )  # ACT builds a ResNet for cameras, and downloads its weights
         self.config = config
         self.backbone = TokenBackbone()
-        self.encoder_img_feat_input_proj = nn.Conv2d(token_dim, config.dim_model, kernel_size=1)
+        # Not in the backbone, to which LeRobot's preset gives a learning rate of its own.
+        self.token_head = make_token_head(config, map_shape)
+        dim = map_shape[0] if config.token_head == "linear" else config.token_head_dim
+        self.encoder_img_feat_input_proj = nn.Conv2d(dim, config.dim_model, kernel_size=1)
         self.encoder_cam_feat_pos_embed = ACTSinusoidalPositionEmbedding2d(config.dim_model // 2)
         if config.compile_model:
             compile_forward(self, config.compile_mode)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor] | tuple[None, None]]:
-        if OBS_STATE not in batch:
-            # LeRobot's asks it for its device, whether the policy has a state or not.
-            maps = batch[OBS_IMAGES][0]
-            batch = batch | {OBS_STATE: maps.new_empty(len(maps), 0)}
-        return super().forward(batch)
+        inputs: dict[str, Any] = dict(batch)
+        inputs[OBS_IMAGES] = maps = [self.token_head(of_camera) for of_camera in batch[OBS_IMAGES]]
+        # LeRobot's asks the state for its device, whether the policy has a state or not.
+        inputs.setdefault(OBS_STATE, maps[0].new_empty(len(maps[0]), 0))
+        return super().forward(inputs)
+
+
+def make_token_head(config: TheiaACTConfig, map_shape: tuple[int, int, int]) -> nn.Module:
+    """(B, D, h, w) -> (B, F, h', w'), for all cameras the same, as the projection that follows."""
+    if config.token_head == "linear":
+        return nn.Identity()
+    return nn.Sequential(*compressed(map_shape, config.token_head_dim))
 
 
 class TheiaACTPolicy(TheiaPolicy, ACTPolicy):
@@ -74,7 +86,7 @@ class TheiaACTPolicy(TheiaPolicy, ACTPolicy):
         config.validate_features()
         self.config = config
         self.features = self.build_features(dataset_stats, from_checkpoint)
-        self.model = TheiaACT(config, self.features.dim)
+        self.model = TheiaACT(config, self.features.map_shape)
         if config.temporal_ensemble_coeff is not None:
             self.temporal_ensembler = ACTTemporalEnsembler(config.temporal_ensemble_coeff, config.chunk_size)
         self.reset()
