@@ -29,7 +29,7 @@ def test_a_compiled_policy_is_the_same_policy(kind, caplog, tmp_path, monkeypatc
     """With the graph captured and differentiated as always, and run without code generation, which takes minutes."""
     capture = torch.compile
     monkeypatch.setattr(torch, "compile", lambda forward, mode: capture(forward, backend="aot_eager"))
-    changes = AUGMENTED | ({"use_vae": False} if kind == "theia_act" else {})
+    changes = AUGMENTED | {"token_head": "compression"} | ({"use_vae": False} if kind == "theia_act" else {})
     eager = make_policy(kind, **changes).train()
     compiled = make_policy(kind, compile_model=True, **changes).train()
     batch = with_tokens(training_batch(eager), eager, torch.float16)

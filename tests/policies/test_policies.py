@@ -224,9 +224,10 @@ def test_cached_refuses_frames_in_training_but_not_in_rollouts(kind):
     policy.eval().forward(training_batch(policy))
 
 
+@pytest.mark.parametrize("changes", [{}, {"token_head": "compression"}], ids=["default head", "compression"])
 @pytest.mark.parametrize("kind", POLICIES)
-def test_a_checkpoint_stands_on_its_own(kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    policy = make_policy(kind, TWO_CAMERAS).eval()
+def test_a_checkpoint_stands_on_its_own(kind, changes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    policy = make_policy(kind, TWO_CAMERAS, **changes).eval()
     policy.save_pretrained(tmp_path / "checkpoint")
     shutil.copytree(tmp_path / "checkpoint", tmp_path / "elsewhere")
     monkeypatch.setattr(
