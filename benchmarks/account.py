@@ -127,7 +127,18 @@ def heads(result: Result) -> str:
         multiplies 44 million times a frame, in its first convolution above all; `spatial_softmax` 1.2 million times. `attention` has one query, so that the query can
         be taken to the tokens in place of the tokens to keys and values: 1.5 million multiplications a frame in place of 35
         million, and the same result. It is {ratios[0]:.1f} times as fast as `nn.MultiheadAttention` with tiny, and
-        {ratios[1]:.1f} times with base."""
+        {ratios[1]:.1f} times with base. {act_heads(result)}"""
+
+
+def act_heads(result: Result) -> str:
+    steps = {name: arm["median"] for name, arm in result["arms"].items() if name.startswith("theia_act, ")}
+    if not steps:
+        return ""
+    parts = ", ".join(f"{name.removeprefix('theia_act, ')} {ms:,.0f}" for name, ms in steps.items())
+    ratio = outcome(result, "theia_act, linear, 14x14 over compression")
+    return f"""A step of `theia_act`'s whole network, batch {result["settings"]["act_frames"]}, one camera, in milliseconds: {parts}.
+        `compression` leaves 9 of 196 positions for all its layers: its step is {ratio:.1f} times as fast as that of `linear` from as many
+        tokens."""
 
 
 def scale(result: Result) -> str:
