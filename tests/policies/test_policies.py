@@ -312,7 +312,7 @@ def test_a_config_of_flags_takes_the_checkpoints_encoder(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", POLICIES)
-def test_a_checkpoint_keeps_its_cameras_and_its_grid(kind: str, tmp_path: Path):
+def test_a_checkpoint_keeps_its_cameras_its_grid_and_its_head(kind: str, tmp_path: Path):
     """Its weights and statistics are those of the first camera, the second, ..., whatever they are called."""
     policy = make_policy(kind, TWO_CAMERAS, token_pool=7)
     policy.save_pretrained(tmp_path)
@@ -328,6 +328,12 @@ def test_a_checkpoint_keeps_its_cameras_and_its_grid(kind: str, tmp_path: Path):
         ValueError, match=r"token_pool=7, and is to be loaded with 2; .*--policy.token_pool=7"
     ):
         CLASSES[kind][1].from_pretrained(tmp_path, config=make_config(kind, TWO_CAMERAS, token_pool=2))
+    other = make_config(kind, TWO_CAMERAS, token_pool=7, token_head="compression")
+    its_own = policy.config.token_head
+    with pytest.raises(
+        ValueError, match=rf"with token_head={its_own}.*compression; .*--policy.token_head={its_own}"
+    ):
+        CLASSES[kind][1].from_pretrained(tmp_path, config=other)
 
 
 @pytest.mark.parametrize("use_vae", [True, False])

@@ -157,7 +157,7 @@ def agree_on_the_encoder(config: Any, checkpoint: Any) -> None:
 
 
 def agree_on_the_tokens(config: Any, checkpoint: Any) -> None:
-    """Weights and statistics of a checkpoint are those of its cameras one after the other, and of its grid.
+    """Weights and statistics of a checkpoint are those of its cameras one after the other, of its grid and its token head.
 
     Raises:
         ValueError: if `config`, with which it is to be loaded, has others.
@@ -167,11 +167,12 @@ def agree_on_the_tokens(config: Any, checkpoint: Any) -> None:
             f"the checkpoint's policy looks at cameras {its}, in this order, and is to be loaded for {cameras}; leave "
             "--policy.input_features out, and map other names with --rename_map"
         )
-    if config.token_pool != checkpoint.token_pool:
-        raise ValueError(
-            f"the checkpoint's policy was trained with token_pool={checkpoint.token_pool}, and is to be loaded with "
-            f"{config.token_pool}; pass --policy.token_pool={checkpoint.token_pool}"
-        )
+    for name in ("token_pool", "token_head"):
+        if (mine := getattr(config, name)) != (its_own := getattr(checkpoint, name)):
+            raise ValueError(
+                f"the checkpoint's policy was trained with {name}={its_own}, and is to be loaded with {mine}; pass "
+                f"--policy.{name}={its_own}"
+            )
 
 
 def encoder_section(spec: EncoderSpec) -> str:
