@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from draccus.utils import ParsingError
 from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
@@ -73,6 +73,11 @@ def check_augmentation(config: AugmentSettings, token_pool: int) -> None:
             f"grid_shift={config.grid_shift} must be a whole number of positions from 0 (off) to {grid - 1}: with "
             f"token_pool={token_pool} the grid is {grid}x{grid}"
         )
+
+
+def check_token_head(token_head: str, known: Sequence[str]) -> None:
+    if token_head not in known:
+        raise ValueError(f"token_head={token_head!r}; choose one of {', '.join(known)}")
 
 
 def check_inputs(config: PreTrainedConfig) -> None:

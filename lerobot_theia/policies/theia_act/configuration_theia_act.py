@@ -11,6 +11,7 @@ from lerobot_theia.policies.common.configuration import (
     check_augmentation,
     check_backbone_settings,
     check_inputs,
+    check_token_head,
     identity_for_images,
     said_on_the_command_line,
 )
@@ -51,8 +52,7 @@ class TheiaACTConfig(FeatureSettings, AugmentSettings, ACTConfig):
             super().__post_init__()
             check_backbone_settings(self, ACTConfig)
             check_augmentation(self, self.token_pool)
-            if self.token_head not in TOKEN_HEADS:
-                raise ValueError(f"token_head={self.token_head!r}; choose one of {', '.join(TOKEN_HEADS)}")
+            check_token_head(self.token_head, TOKEN_HEADS)
             if self.token_head_dim < 1:
                 raise ValueError(f"token_head_dim={self.token_head_dim} must be at least 1")
 

@@ -41,8 +41,11 @@ class TheiaACT(ACT):
         self.config = config
         self.backbone = TokenBackbone()
         # Not in the backbone, to which LeRobot's preset gives a learning rate of its own.
-        self.token_head = make_token_head(config, map_shape)
-        dim = map_shape[0] if config.token_head == "linear" else config.token_head_dim
+        self.token_head: nn.Module = nn.Identity()
+        dim = map_shape[0]
+        if config.token_head == "compression":
+            dim = config.token_head_dim
+            self.token_head = nn.Sequential(*compressed(map_shape, dim))
         self.encoder_img_feat_input_proj = nn.Conv2d(dim, config.dim_model, kernel_size=1)
         self.encoder_cam_feat_pos_embed = ACTSinusoidalPositionEmbedding2d(config.dim_model // 2)
         if config.compile_model:
@@ -54,13 +57,6 @@ class TheiaACT(ACT):
         # LeRobot's asks the state for its device, whether the policy has a state or not.
         inputs.setdefault(OBS_STATE, maps[0].new_empty(len(maps[0]), 0))
         return super().forward(inputs)
-
-
-def make_token_head(config: TheiaACTConfig, map_shape: tuple[int, int, int]) -> nn.Module:
-    """(B, D, h, w) -> (B, F, h', w'), for all cameras the same, as the projection that follows."""
-    if config.token_head == "linear":
-        return nn.Identity()
-    return nn.Sequential(*compressed(map_shape, config.token_head_dim))
 
 
 class TheiaACTPolicy(TheiaPolicy, ACTPolicy):

@@ -11,6 +11,7 @@ from lerobot_theia.policies.common.configuration import (
     check_augmentation,
     check_backbone_settings,
     check_inputs,
+    check_token_head,
     identity_for_images,
     said_on_the_command_line,
 )
@@ -47,8 +48,7 @@ class TheiaDiffusionConfig(FeatureSettings, AugmentSettings, DiffusionConfig):
             super().__post_init__()
             check_backbone_settings(self, DiffusionConfig)
             check_augmentation(self, self.token_pool)
-            if self.token_head not in TOKEN_HEADS:
-                raise ValueError(f"token_head={self.token_head!r}; choose one of {', '.join(TOKEN_HEADS)}")
+            check_token_head(self.token_head, TOKEN_HEADS)
 
     def validate_features(self) -> None:
         check_inputs(self)
