@@ -17,7 +17,7 @@ def recolour(images: Tensor, strength: float, seed: int, step: int) -> Tensor:
     """
     if strength == 0:
         return images
-    generator = torch.Generator().manual_seed((seed << 32) + step)
+    generator = torch.Generator().manual_seed(((seed << 32) + step) % 2**64)
     draws = torch.rand(len(images), 5, generator=generator).mul_(2).sub_(1).mul_(strength)
     draws = draws[..., None, None].to(images.device)
     contrast, shift, gains = 1 + draws[:, :1], 0.5 * draws[:, 1:2], 1 + draws[:, 2:]

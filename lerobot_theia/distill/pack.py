@@ -121,17 +121,46 @@ class Stretch:
     items: Sequence[Item]
 
 
-def stretch(source: Source, items: Sequence[Item], start: int, path: Path, fingerprint: str) -> Stretch:
-    stop = min(start + SHARD_ITEMS, len(items))
-    key = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "fingerprint": fingerprint,
-        "start": start,
-        "stop": stop,
-        "stamp": source.stamp(start, stop),
-    }
-    return Stretch(path / f"{start // SHARD_ITEMS:06d}.safetensors", key, items[start:stop])
+def stretches_of(source: Source, items: Sequence[Item], settings: PackSettings) -> tuple[Path, list[Stretch]]:
+    """The folder of a packed source, and its shards to be."""
+    fingerprint = digest_of(
+        {
+            "format": [FORMAT, FORMAT_VERSION],
+            "source": dict(source.identity()),
+            "shape": source.shape,
+            "image_size": settings.image_size,
+            "columns": {name: [list(c.shape), c.dtype] for name, c in source.columns.items()},
+            "ids": digest_of([item.id for item in items]),
+        }
+    )
+    path = settings.root / f"{source.name}-{fingerprint[:12]}"
+    found = []
+    for start in range(0, len(items), SHARD_ITEMS):
+        stop = min(start + SHARD_ITEMS, len(items))
+        key = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "fingerprint": fingerprint,
+            "start": start,
+            "stop": stop,
+            "stamp": source.stamp(start, stop),
+        }
+        found.append(Stretch(path / f"{start // SHARD_ITEMS:06d}.safetensors", key, items[start:stop]))
+    return path, found
+
+
+def look(source: Source, settings: PackSettings) -> None:
+    """Read the first image that is not packed yet, and let it go. A simulator that is not installed or cannot render says so
+    here, before hours went into packing the sources that come first.
+
+    Raises:
+        DistillError: as `pack` would.
+    """
+    _, stretches = stretches_of(source, list(source.items()), settings)
+    for each in stretches:
+        if existing(each.file, each.key, verify=False) is None:
+            list(source.read(each.key["start"], each.key["start"] + 1))
+            return
 
 
 def pack(
@@ -151,20 +180,7 @@ def pack(
     """
     items = list(source.items())
     check_items(source.name, items)
-    fingerprint = digest_of(
-        {
-            "format": [FORMAT, FORMAT_VERSION],
-            "source": dict(source.identity()),
-            "shape": source.shape,
-            "image_size": settings.image_size,
-            "columns": {name: [list(c.shape), c.dtype] for name, c in source.columns.items()},
-            "ids": digest_of([item.id for item in items]),
-        }
-    )
-    path = settings.root / f"{source.name}-{fingerprint[:12]}"
-    stretches = [
-        stretch(source, items, start, path, fingerprint) for start in range(0, len(items), SHARD_ITEMS)
-    ]
+    path, stretches = stretches_of(source, items, settings)
     shards: dict[Path, Arrays] = {}
 
     def has(each: Stretch, shard: Arrays) -> None:

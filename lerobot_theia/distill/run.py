@@ -24,7 +24,7 @@ from lerobot_theia.distill.layout import (
 from lerobot_theia.distill.lessons import Lesson, check_coverage, sampled_standard, teaches
 from lerobot_theia.distill.licenses import strictest, student_license
 from lerobot_theia.distill.loss import Standard
-from lerobot_theia.distill.pack import PackedSource, PackSettings, check_items, pack
+from lerobot_theia.distill.pack import PackedSource, PackSettings, check_items, look, pack
 from lerobot_theia.distill.place import alone_in
 from lerobot_theia.distill.provenance import session
 from lerobot_theia.distill.result import write_result
@@ -195,6 +195,8 @@ def pack_corpus(
     pack_settings = PackSettings(
         root=root / "frames", image_size=settings.corpus.image_size, verify=settings.verify, retry=retry
     )
+    for source in sources:
+        look(source, pack_settings)
     packed: list[PackedSource] = []
     for source in sources:
         total = len(source.items())

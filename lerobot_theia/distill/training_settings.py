@@ -74,8 +74,8 @@ class TrainingSettings:
         if not self.stages:
             raise DistillError("training.stages is empty: give at least one, `[{size: 224, share: 1}]`")
         self.rate(steps=1)  # which checks what it is given
-        if self.seed < 0:
-            raise DistillError(f"training.seed is {self.seed}, must be at least 0")
+        if not 0 <= self.seed < 2**32:
+            raise DistillError(f"training.seed is {self.seed}, must be at least 0 and below 2^32")
         if not 0 <= self.recolour < 1:
             raise DistillError(f"training.recolour is {self.recolour}, must be from 0 up to 1")
 

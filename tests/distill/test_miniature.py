@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from lerobot_theia.distill.checkpoint import whole_checkpoints
 from lerobot_theia.encoder import TheiaEncoder
+from tests.distill.tiny_teachers import write_teacher
 
 pytest.importorskip("gym_pusht")
 
@@ -68,6 +71,31 @@ def test_several_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.Monk
         assert found["training"]["processes"] == processes
         losses.append(found["validation"]["last"]["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_exactly_though_one_may_have_no_image_that_a_teacher_knows(
+    tmp_path: Path, picture_folder: Path
+) -> None:
+    """PushT's truth teaches its own frames only, one image in five: of two of a process, mostly none."""
+    mixed = (
+        *SMALL, "+corpus.sources.pictures.type=folder", f"+corpus.sources.pictures.path={picture_folder}",
+        "+corpus.sources.pictures.license=mit", "+corpus.repeat.pictures=10", "+teachers.vit.type=vision",
+        f"+teachers.vit.model={write_teacher(tmp_path / 'vit', 'vit')}", f"cache_root={tmp_path}/cache", "device=cpu",
+    )  # fmt: skip
+
+    def train(name: str, *more: str) -> dict[str, torch.Tensor]:
+        done = command(*mixed, f"output_dir={tmp_path}/{name}", *more, processes=2)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return load_file(tmp_path / name / "student/model.safetensors")
+
+    whole = train("whole", "training.steps=6")
+    begun = train("parts", "training.steps=3")
+    resumed = train("parts", "training.steps=6", "resume=true")
+    found = json.loads((tmp_path / "parts/student/provenance.json").read_text())
+    assert found["training"]["processes"] == 2 and found["training"]["sessions"] == 2
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert any(not torch.equal(begun[name], resumed[name]) for name in whole)
 
 
 @pytest.mark.slow

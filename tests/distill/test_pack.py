@@ -3,9 +3,10 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from lerobot_theia.distill import pack as packing
 from lerobot_theia.distill.corpus import Corpus, Order, evenly
 from lerobot_theia.distill.errors import DistillError, UnreadableError
 from lerobot_theia.distill.frames import TRAIN, VALIDATION, Frame, split_by_group
-from lerobot_theia.distill.pack import PackedSource, PackSettings, Skipped, check_skipped, pack
+from lerobot_theia.distill.pack import PackedSource, PackSettings, Skipped, check_skipped, look, pack
 from lerobot_theia.distill.sources.folder import FolderSource
+from lerobot_theia.distill.sources.interface import Column
 from lerobot_theia.distill.sources.pusht import PushTSource
+from lerobot_theia.distill.sources.scenes import Episode, ScenesSource
 from lerobot_theia.encoder.resize import resize
 from tests.distill.conftest import no_right_to_read
 
@@ -71,6 +74,57 @@ def test_any_rows_in_any_order(picture_folder: Path, settings: PackSettings) -> 
     everything = packed.frames(range(24)).images
     rows = [23, 0, 7, 7, 12, 1]
     assert torch.equal(packed.frames(rows).images, everything[rows])
+
+
+class Simulator(ScenesSource):
+    """Two scenes without a simulator; `fails` in the second."""
+
+    shape = (48, 48)
+    columns: ClassVar[Mapping[str, Column]] = {}
+    scene_names = ("hall", "yard")
+    origin: Mapping[str, Any] = {}
+    fails, played, closed = False, 0, 0
+
+    def identity(self) -> Mapping[str, Any]:
+        return {"type": "simulator"}
+
+    @classmethod
+    def play(cls, episode: Episode) -> list[Frame]:
+        cls.played += 1
+        if cls.fails and episode.scene == "yard":
+            raise RuntimeError("the context was lost")
+        rng = np.random.default_rng([episode.seed, *episode.scene.encode()])
+        return [Frame(rng.integers(0, 256, (48, 48, 3), np.uint8), {}) for _ in episode.wanted]
+
+    @classmethod
+    def close(cls) -> None:
+        cls.closed += 1
+
+
+def simulator(*, fails: bool) -> Simulator:
+    Simulator.fails, Simulator.played, Simulator.closed = fails, 0, 0
+    return Simulator(name="sim", license="cc0-1.0", episodes=2, frames_per_episode=5, validation=0.5)
+
+
+def test_a_simulator_that_fails_names_the_episode_and_goes_on_from_there(settings: PackSettings) -> None:
+    with pytest.raises(
+        DistillError, match=r"sim/yard/00000: .*RuntimeError: the context was lost.*resume=true"
+    ):
+        pack(simulator(fails=True), settings, 0.0)
+    assert Simulator.played == Simulator.closed == 3, "a shard for each episode, and no scene stays open"
+    packed = pack(simulator(fails=False), settings, 0.0)
+    assert len(packed) == 20 and Simulator.played == 2, "the first two were kept"
+
+
+def test_a_look_reads_one_image_of_what_is_not_packed(picture_folder: Path, settings: PackSettings) -> None:
+    look(counting(picture_folder), settings)
+    assert Counting.read_images == 1
+    packed = pack(counting(picture_folder), settings, 0.0)
+    look(counting(picture_folder), settings)
+    assert Counting.read_images == 0
+    packed.shards[-1].path.unlink()
+    look(counting(picture_folder), settings)
+    assert Counting.read_images == 1
 
 
 def test_what_is_packed_is_not_read_again(picture_folder: Path, settings: PackSettings) -> None:

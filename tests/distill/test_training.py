@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import sys
 from collections.abc import Buffer, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -118,6 +119,21 @@ def test_statistics_take_predictions_back(run: Run) -> None:
     standards = read_statistics(run())
     assert standards[TEACHER].mean.shape == standards[TEACHER].std.shape == (6,)
     assert (standards[TEACHER].std > 0).all()
+
+
+# --- before work is lost
+
+
+def test_a_missing_simulator_is_found_before_another_one_is_packed(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    both = {"until": "corpus", "cache_root": str(tmp_path), "corpus.sources.aloha": {"type": "aloha"}}
+    with pytest.raises(
+        DistillError, match=r"mujoco.*pip install 'lerobot_policy_theia\[metaworld\]' \(or \[aloha\]\)"
+    ):
+        run(both)
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 # --- resume
@@ -379,6 +395,7 @@ def test_damaged_statistics_are_named_and_made_again(run: Run) -> None:
         ({"training.schedule": "cosin"}, "training.schedule is 'cosin', must be one of constant, cosine"),
         ({"training.warmup": 1.5}, "training.warmup is 1.5, must be a share of the steps"),
         ({"training.seed": -1}, "training.seed is -1, must be at least 0"),
+        ({"training.seed": 2**32}, r"training.seed is 4294967296, must be at least 0 and below 2\^32"),
         (
             {"training.stages": [64]},
             r"training.stages is 64, expected settings by name, .*size: \.\.\., share",

@@ -117,7 +117,7 @@ def test_the_command_that_made_it_still_has_its_settings(recipe: str, folder: Pa
         composed = hydra.compose(recipe, ["output_dir=anywhere"])
     config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
-    for part in ("student", "training", "teachers"):
+    for part in ("corpus", "student", "training", "teachers"):
         used, now = provenance["settings"][part], config[part]
         assert {key: used[key] for key in now} == now
 

@@ -96,6 +96,10 @@ class AlohaSource(ScenesSource):
                 frames.append(photographer.take(data, view))
         return frames
 
+    @staticmethod
+    def close() -> None:
+        close_scene()
+
 
 def _target(rng: np.random.Generator, arm: int, thing: np.ndarray) -> np.ndarray:
     """(8,) joints of an arm that turns towards `thing`, more or less, and reaches some way out and down."""
@@ -132,9 +136,7 @@ def _scene(scene: str) -> tuple[Any, Any, Any, np.ndarray, Photographer]:
     """MuJoCo, model, data, the arms at rest, and someone to take pictures; one scene at a time."""
     if scene not in _open:
         # Closed before the next is made: a rendering context that goes later would take the next one's textures.
-        for *_, photographer in _open.values():
-            photographer.close()
-        _open.clear()
+        close_scene()
         mujoco = import_mujoco()
         try:
             from gym_aloha.constants import ASSETS_DIR, START_ARM_POSE
@@ -146,3 +148,9 @@ def _scene(scene: str) -> tuple[Any, Any, Any, np.ndarray, Photographer]:
         rest = np.array(START_ARM_POSE, dtype=np.float64)
         _open[scene] = (mujoco, model, mujoco.MjData(model), rest, Photographer(model, IMAGE_SHAPE))
     return _open[scene]
+
+
+def close_scene() -> None:
+    for *_, photographer in _open.values():
+        photographer.close()
+    _open.clear()

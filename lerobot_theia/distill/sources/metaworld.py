@@ -78,6 +78,10 @@ class MetaworldSource(ScenesSource):
                 frames.append(photographer.take(env.raw.data, view))
         return frames
 
+    @staticmethod
+    def close() -> None:
+        close_scene()
+
 
 def moments(env: Any, seed: int, rng: np.random.Generator, count: int) -> Iterator[np.ndarray]:
     """Reset and act; yields Meta-World's state (39,) at `count` moments, as the scene stands there."""

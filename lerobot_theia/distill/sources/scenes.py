@@ -2,7 +2,7 @@
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -62,6 +62,11 @@ class ScenesSource(ABC):
     def play(episode: Episode) -> list[Frame]:
         """Take the pictures of an episode that are wanted. Runs in workers."""
 
+    @staticmethod
+    @abstractmethod
+    def close() -> None:
+        """Let go of the scene that `play` left open in this process, before another source opens one of its own."""
+
     @property
     @abstractmethod
     def origin(self) -> Mapping[str, Any]: ...
@@ -85,8 +90,13 @@ class ScenesSource(ABC):
         for scene, seed, k in self._plan[start:stop]:
             wanted.setdefault((scene, seed), []).append(k)
         episodes = [Episode(scene, seed, tuple(pictures)) for (scene, seed), pictures in wanted.items()]
-        for frames in ordered_map(self.play, episodes, self.workers):
-            yield from frames
+        try:
+            for frames in ordered_map(
+                functools.partial(played, self.play, self.name), episodes, self.workers
+            ):
+                yield from frames
+        finally:
+            self.close()
 
     @functools.cached_property
     def _plan(self) -> list[tuple[str, int, int]]:
@@ -97,3 +107,17 @@ class ScenesSource(ABC):
             for seed in corpus_seeds(self.name, self.seed, self.episodes)
             for k in range(self.frames_per_episode)
         ]
+
+
+def played(play: Callable[[Episode], list[Frame]], source: str, episode: Episode) -> list[Frame]:
+    """Raises DistillError that names the episode, where its simulator fails."""
+    try:
+        return play(episode)
+    except DistillError:
+        raise
+    except Exception as error:  # MuJoCo's own kind derives from nothing else
+        raise DistillError(
+            f"{source}/{episode.scene}/{episode.seed:05d}: the simulator fails ({type(error).__name__}: {error}). What is packed is "
+            "kept: resume=true goes on from there. If it fails again, leave this scene out or choose another `seed`; "
+            "HYDRA_FULL_ERROR=1 shows where"
+        ) from error
