@@ -38,6 +38,7 @@ from tests.policies.conftest import (
 )
 
 HEADS = ("spatial_softmax", "compression", "attention", "flatten", "mean")
+WIDE_HEADS = ("attention", "flatten", "mean")
 ACT_HEADS = ("linear", "compression")
 
 
@@ -98,7 +99,7 @@ def test_each_token_head_learns_and_sees(head, shared):
         "theia_diffusion",
         TWO_CAMERAS,
         token_head=head,
-        token_head_dim=16,
+        **({"token_head_dim": 16} if head in WIDE_HEADS else {}),
         use_separate_rgb_encoder_per_camera=not shared,
     ).train()
     batch = with_tokens(training_batch(policy), policy, torch.float32)
@@ -118,7 +119,7 @@ def test_each_token_head_learns_and_sees(head, shared):
 
 @pytest.mark.parametrize("head", ACT_HEADS)
 def test_each_token_head_of_act_learns_and_sees(head):
-    policy = make_policy("theia_act", TWO_CAMERAS, token_head=head, token_head_dim=16).train()
+    policy = make_policy("theia_act", TWO_CAMERAS, token_head=head).train()
     batch = with_tokens(training_batch(policy), policy, torch.float32)
     loss_of(policy, batch).backward()
     parameters = [
@@ -439,16 +440,34 @@ def test_unknown_choices_list_the_known_ones(changes, message):
         make_config("theia_diffusion", **changes)
 
 
+def test_act_has_token_heads_of_its_own():
+    with pytest.raises(InvalidSettingError, match="token_head='flatten'; choose one of linear, compression"):
+        make_config("theia_act", token_head="flatten")
+
+
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("kind", "head", "dim", "message"),
     [
-        ({"token_head": "flatten"}, "token_head='flatten'; choose one of linear, compression"),
-        ({"token_head_dim": 0}, "token_head_dim=0 must be at least 1"),
+        ("theia_diffusion", "flatten", 0, "token_head_dim=0 must be at least 1"),
+        ("theia_act", "compression", -1, "token_head_dim=-1 must be at least 1"),
+        (
+            "theia_diffusion",
+            "compression",
+            128,
+            "no effect on token_head=compression; .*: attention, flatten, mean",
+        ),
+        (
+            "theia_diffusion",
+            "spatial_softmax",
+            128,
+            "no effect on token_head=spatial_softmax; leave it at 256",
+        ),
+        ("theia_act", "linear", 128, "no effect on token_head=linear; .* whose width it is: compression"),
     ],
 )
-def test_act_has_token_heads_of_its_own(changes, message):
+def test_the_width_of_a_token_head_is_one_and_has_an_effect(kind, head, dim, message):
     with pytest.raises(InvalidSettingError, match=message):
-        make_config("theia_act", **changes)
+        make_config(kind, token_head=head, token_head_dim=dim)
 
 
 @pytest.mark.parametrize(

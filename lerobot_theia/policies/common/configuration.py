@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 from draccus.utils import ParsingError
 from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
@@ -11,6 +11,8 @@ from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
 from lerobot_theia.encoder.names import IMAGE_SIZE, PATCH_SIZE
 from lerobot_theia.policies.common.augment import AugmentSettings
 
+TOKEN_HEAD_DIM = 256
+"""Default width of token heads."""
 RGB_BACKBONE_FIELDS = (
     "vision_backbone",
     "pretrained_backbone_weights",
@@ -75,9 +77,18 @@ def check_augmentation(config: AugmentSettings, token_pool: int) -> None:
         )
 
 
-def check_token_head(token_head: str, known: Sequence[str]) -> None:
-    if token_head not in known:
-        raise ValueError(f"token_head={token_head!r}; choose one of {', '.join(known)}")
+def check_token_head(token_head: str, dim: int, heads: Mapping[str, bool]) -> None:
+    """`heads` are those of a policy, and whether `dim` is the width of each."""
+    if token_head not in heads:
+        raise ValueError(f"token_head={token_head!r}; choose one of {', '.join(heads)}")
+    if dim < 1:
+        raise ValueError(f"token_head_dim={dim} must be at least 1")
+    if dim != TOKEN_HEAD_DIM and not heads[token_head]:
+        wide = ", ".join(name for name, is_wide in heads.items() if is_wide)
+        raise ValueError(
+            f"token_head_dim={dim} has no effect on token_head={token_head}; leave it at {TOKEN_HEAD_DIM}, or choose a head "
+            f"whose width it is: {wide}"
+        )
 
 
 def check_inputs(config: PreTrainedConfig) -> None:

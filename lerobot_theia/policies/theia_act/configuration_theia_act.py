@@ -8,6 +8,7 @@ from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot_theia.data.settings import FeatureSettings
 from lerobot_theia.policies.common.augment import AugmentSettings
 from lerobot_theia.policies.common.configuration import (
+    TOKEN_HEAD_DIM,
     check_augmentation,
     check_backbone_settings,
     check_inputs,
@@ -16,7 +17,8 @@ from lerobot_theia.policies.common.configuration import (
     said_on_the_command_line,
 )
 
-TOKEN_HEADS = ("linear", "compression")
+TOKEN_HEADS = {"linear": False, "compression": True}
+"""And whether `token_head_dim` is their width."""
 
 
 @PreTrainedConfig.register_subclass("theia_act")
@@ -43,7 +45,7 @@ class TheiaACTConfig(FeatureSettings, AugmentSettings, ACTConfig):
         )
     )
     token_head: str = "linear"
-    token_head_dim: int = 256
+    token_head_dim: int = TOKEN_HEAD_DIM
     compile_model: bool = False
     compile_mode: str = "reduce-overhead"
 
@@ -52,9 +54,7 @@ class TheiaACTConfig(FeatureSettings, AugmentSettings, ACTConfig):
             super().__post_init__()
             check_backbone_settings(self, ACTConfig)
             check_augmentation(self, self.token_pool)
-            check_token_head(self.token_head, TOKEN_HEADS)
-            if self.token_head_dim < 1:
-                raise ValueError(f"token_head_dim={self.token_head_dim} must be at least 1")
+            check_token_head(self.token_head, self.token_head_dim, TOKEN_HEADS)
 
     def validate_features(self) -> None:
         check_inputs(self)

@@ -8,6 +8,7 @@ from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot_theia.data.settings import FeatureSettings
 from lerobot_theia.policies.common.augment import AugmentSettings
 from lerobot_theia.policies.common.configuration import (
+    TOKEN_HEAD_DIM,
     check_augmentation,
     check_backbone_settings,
     check_inputs,
@@ -16,7 +17,14 @@ from lerobot_theia.policies.common.configuration import (
     said_on_the_command_line,
 )
 
-TOKEN_HEADS = ("spatial_softmax", "compression", "attention", "flatten", "mean")
+TOKEN_HEADS = {
+    "spatial_softmax": False,
+    "compression": False,
+    "attention": True,
+    "flatten": True,
+    "mean": True,
+}
+"""And whether `token_head_dim` is their width."""
 
 
 @PreTrainedConfig.register_subclass("theia_diffusion")
@@ -41,14 +49,14 @@ class TheiaDiffusionConfig(FeatureSettings, AugmentSettings, DiffusionConfig):
         )
     )
     token_head: str = "spatial_softmax"
-    token_head_dim: int = 256
+    token_head_dim: int = TOKEN_HEAD_DIM
 
     def __post_init__(self) -> None:
         with said_on_the_command_line():
             super().__post_init__()
             check_backbone_settings(self, DiffusionConfig)
             check_augmentation(self, self.token_pool)
-            check_token_head(self.token_head, TOKEN_HEADS)
+            check_token_head(self.token_head, self.token_head_dim, TOKEN_HEADS)
 
     def validate_features(self) -> None:
         check_inputs(self)
