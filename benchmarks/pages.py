@@ -6,10 +6,13 @@ from typing import Any
 
 def provenance(results: Collection[Mapping[str, Any]]) -> str:
     """Machine, dates and versions of results of one machine, as a sentence or two."""
-    first = next(iter(results))
-    about = first["machine"]
+    about = next(iter(results))["machine"]
     dates = sorted({result["date"] for result in results})
-    versions = ", ".join(f"{package} {version}" for package, version in first["versions"].items())
+    found: dict[str, dict[str, None]] = {}  # in order
+    for result in results:
+        for package, version in result["versions"].items():
+            found.setdefault(package, {})[version] = None
+    versions = ", ".join(f"{package} {' or '.join(each)}" for package, each in found.items())
     cores = f"{about['cores']} core" + "s" * (about["cores"] != 1)
     return (
         f"{about['cpu']}, {cores}, {about['memory_gb']} GB, {about['gpu'] or 'no GPU'}. "

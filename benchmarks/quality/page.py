@@ -34,7 +34,7 @@ if it were measured today, and says below what. Their
 commands are LeRobot's own (`action=commands` prints their form). Time is training time from the first step on, loading of
 batches included. The learning rate falls as a cosine to the end of a training. One training goes to the largest budget;
 a smaller one is a checkpoint on its way, where the learning rate has not yet fallen. How many steps fit into the time
-is measured before; ⏱ marks trainings that became slower, so that the clock ended them before the learning rate had fallen,
+is measured before; where seeds that were measured apart got a tenth more or less, the fewest and the most are given. ⏱ marks trainings that became slower, so that the clock ended them before the learning rate had fallen,
 ◔ those that became faster, and left more than a twentieth of their time. What encoding frames once
 took is stated beside, not in, the time; where it had another number of cores than training, that too.
 
@@ -110,9 +110,20 @@ def machines(results: Sequence[Result]) -> str:
         busy = [result["training"]["cores_used_by_others"] for result in own]
         lines.append(
             f"- `{name}`: {provenance(own)} While one trained, other processes kept {min(busy):.2f} to {max(busy):.2f} cores "
-            "busy; where they wanted more than it left, minutes are longer than they had to be."
+            f"busy; where they wanted more than it left, minutes are longer than they had to be.{commits(own)}"
         )
     return "\n".join(lines) + "\n"
+
+
+def commits(results: Sequence[Result]) -> str:
+    """How many of them cannot be traced to a commit."""
+    codes = [result["training"].get("begun", {}).get("code", {}) for result in results]
+    parts = []
+    if unknown := sum(not code.get("commit") for code in codes):
+        parts.append(f"{unknown} of {len(codes)} results do not say from which commit they are")
+    if changed := sum(bool(code.get("uncommitted_changes")) for code in codes):
+        parts.append(f"{changed} were begun with changes that were not committed")
+    return f" {'; '.join(parts)}." if parts else ""
 
 
 def tables(rows: Sequence[Row]) -> list[list[str]]:
@@ -175,7 +186,7 @@ def line(row: Row) -> str:
         f"{summary['mean_max_reward']:.3f} [{least:.3f}, {most:.3f}]",
         "" if row.stuck is None else f"{row.stuck:.1%}",
         f"{summary['episodes']}",
-        f"{row.steps:,.0f}{' ⏱' if row.cut_off else ''}{' ◔' if row.unfilled else ''}",
+        f"{row.steps_taken}{' ⏱' if row.cut_off else ''}{' ◔' if row.unfilled else ''}",
         f"{row.minutes:.1f}",
         row.encoding,
         f"{sum(losses) / len(losses):.3f}" if losses else "",

@@ -26,7 +26,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     full = [row for row in pooled if row["demonstrations"] == most]
     panels: list[tuple[str, list[Row], Callable[[Row], float]]] = [
         (f"steps ({most} demonstrations)", [row for row in full if row.budget.kind == "steps"], lambda row: row.steps),
-        ("demonstrations", largest_budget(pooled), lambda row: row["demonstrations"]),
+        *[(name, shown, lambda row: row["demonstrations"]) for name, shown in by_demonstrations(pooled)],
     ]  # fmt: skip
     in_time = [row for row in full if row.budget.kind == "minutes"]
     for machine in sorted({row.machine for row in in_time}) or [""]:
@@ -108,14 +108,17 @@ def label(alike: Sequence[Row]) -> str:
     return f"{row['arm']}{f' ({said})' if said else ''}"
 
 
-def largest_budget(rows: Sequence[Row]) -> list[Row]:
-    """Of those with more than one number of demonstrations, those at the largest budget."""
-
-    def of(row: Row) -> tuple[str, float, float, str]:
-        return row.budget.kind, row.budget.of, row.budget.amount, row.timed_on
-
-    numbers: dict[tuple[str, float, float, str], set[int]] = defaultdict(set)
+def by_demonstrations(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """A panel's name and rows for steps, and for the time on each machine: of the budgets with more than one number of
+    demonstrations, the largest. If there is none, one panel without rows."""
+    at: dict[tuple[str, str], dict[tuple[float, float], list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        numbers[of(row)].add(row["demonstrations"])
-    several = [budget for budget, found in numbers.items() if len(found) > 1]
-    return [row for row in rows if several and of(row) == max(several)]
+        at[row.budget.kind, row.timed_on][row.budget.of, row.budget.amount].append(row)
+    panels = []
+    for (kind, machine), budgets in sorted(at.items(), reverse=True):
+        several = [each for each in budgets if len({row["demonstrations"] for row in budgets[each]}) > 1]
+        if several:
+            _, amount = largest = max(several)
+            where = f", {machine}" if machine else ""
+            panels.append((f"demonstrations ({amount:,g} {kind}{where})", budgets[largest]))
+    return panels or [("demonstrations", [])]

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from benchmarks.common import CHECKOUT, RESULTS
 from benchmarks.quality import arms, clock, commands
 from benchmarks.quality.aims import aims
 from benchmarks.quality.arms import ArmError, known_arms, load_arm
@@ -25,7 +27,7 @@ from benchmarks.quality.intervals import bootstrap_mean, independent, overlap, w
 from benchmarks.quality.page import write
 from benchmarks.quality.places import Work
 from benchmarks.quality.plan import make_plan
-from benchmarks.quality.plots import lines
+from benchmarks.quality.plots import by_demonstrations, lines
 from benchmarks.quality.results import Results
 from benchmarks.quality.rows import rows
 from benchmarks.quality.settings import Budget, Scene, SettingsError, Training, digest, slug
@@ -768,6 +770,25 @@ def test_a_verdict_names_what_of_lerobot_was_not_measured(measured: Results) -> 
     assert aims(rows(measured.all()))[2].but == ""
 
 
+def test_a_verdict_says_where_the_policy_of_the_first_aims_is_below(tmp_path: Path) -> None:
+    """One policy may be good after a time, another after a number of steps."""
+    results = Results(tmp_path / "results", "a-machine")
+    after_time = {"theia_diffusion": [1.0] * 150, "act": [0.0] * 200}
+    after_steps = {"theia_diffusion": [0.0] * 200, "theia_act": [1.0] * 90, "act": [1.0] * 60}
+    for budget, found in (("minutes", after_time), ("steps", after_steps)):
+        other = {"minutes": "steps=[]", "steps": "minutes=[]"}[budget]
+        for arm, rewards in found.items():
+            (training,) = plan(f"arms=[{arm}]", "seeds=[1]", f"{budget}=[15]", other, "demonstrations=[100]")
+            result(results, training, rewards + [0.5] * (200 - len(rewards)), seconds=880.0)
+    success, _, time, steps = aims(rows(results.all()))
+    assert "(theia_diffusion" in success.found and "(theia_diffusion" in time.found
+    assert time.but == "`diffusion` on raw RGB was not measured"
+    assert steps.met is True and steps.found.startswith("45.0%, 0.725 (theia_act")
+    assert re.search(
+        "`theia_diffusion`, of the first rows, is lower in success by 2.* than `act`$", steps.but
+    )
+
+
 def test_a_row_of_more_seeds_is_shown_before_a_better_one(measured: Results) -> None:
     (training,) = plan("arms=[theia_diffusion]", "seeds=[1]", "minutes=[15]", "demonstrations=[100]")
     result(measured, training, [1.0] * 10, seconds=900.0)
@@ -801,6 +822,54 @@ def test_page_links_videos_that_are_there_and_marks_time_that_was_not_filled(
         write(measured.all(), tmp_path / "quality.md")
         assert (tmp_path / "quality.md").read_text().count("](videos/") == links
     assert "| 1,000 ◔ | 14.0 |" in text and "| 1,000 ⏱ | 14.8 |" in text
+
+
+def test_page_says_how_uneven_seeds_are_and_what_they_cannot_be_traced_to(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results", "a-machine")
+    for seed, steps, version in ((1, 520, "2.10.0"), (2, 902, "2.11.0")):
+        (training,) = plan("arms=[diffusion]", f"seeds=[{seed}]", "minutes=[15]", "demonstrations=[100]")
+        result(results, training, [0.5] * 10, seconds=900.0)
+        path = results.path(training.experiments(10)[0])
+        found = json.loads(path.read_text())
+        found["training"] |= {"steps": steps}
+        found["versions"] = {"lerobot": "0.6.1", "torch": version}
+        if seed == 2:
+            found["training"]["begun"] = {"code": {"commit": "0" * 40, "uncommitted_changes": True}}
+        path.write_text(json.dumps(found))
+    write(results.all(), tmp_path / "quality.md")
+    text = (tmp_path / "quality.md").read_text()
+    assert "| 520 to 902 | 15.0 |" in text
+    assert "with lerobot 0.6.1, torch 2.10.0 or 2.11.0." in text
+    assert "1 of 2 results do not say from which commit they are; 1 were begun with changes" in text
+
+
+def test_demonstrations_have_a_panel_for_steps_and_one_for_time(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results", "a-machine")
+    assert by_demonstrations([]) == [("demonstrations", [])]
+    for budgets in (
+        ["steps=[500]", "minutes=[]"],
+        ["steps=[1000]", "minutes=[]"],
+        ["steps=[]", "minutes=[15]"],
+    ):
+        for training in plan("arms=[theia_act]", "seeds=[1]", "demonstrations=[25,50]", *budgets):
+            result(results, training, [0.5] * 10, seconds=900.0)
+    panels = by_demonstrations(rows(results.all(), pool=True))
+    assert [name for name, _ in panels] == [
+        "demonstrations (1,000 steps)",
+        "demonstrations (15 minutes, 2-core-a)",
+    ]
+    assert [[row["demonstrations"] for row in shown] for _, shown in panels] == [[25, 50], [25, 50]]
+
+
+def test_the_committed_page_is_what_the_committed_results_say(tmp_path: Path) -> None:
+    docs = CHECKOUT / "docs"
+    (tmp_path / "videos").symlink_to(docs / "videos")
+    write(
+        [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*/quality/*.json"))],
+        tmp_path / "quality.md",
+    )
+    again = "python benchmarks/quality/report.py makes it anew"
+    assert (tmp_path / "quality.md").read_text() == (docs / "quality.md").read_text(), again
 
 
 def test_the_first_so_many_of_more_demonstrations_are_not_as_many_by_themselves(tmp_path: Path) -> None:
