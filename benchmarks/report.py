@@ -14,7 +14,7 @@ from pages import provenance, pyplot
 
 PAGE = CHECKOUT / "docs" / "performance.md"
 PICTURE = "performance.svg"
-ELSEWHERE = ("reliability", "endurance", "probe", "pose_error")
+ELSEWHERE = ("reliability", "endurance", "probe", "pose_error", "trials")
 """Results that say nothing of speed: they are told elsewhere."""
 ROWS = {
     1: "samples/s of one process through a `DataLoader`, cache over `LeRobotDataset` with video",
