@@ -1,6 +1,7 @@
 """Extracted features: kept once, in bfloat16, with statistics; resumed, checked, never of another teacher."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,10 @@ def test_features_of_another_size_are_refused(packed: PackedSource, tmp_path: Pa
     with pytest.raises(DistillError, match=r"size \[4, 16, 16\], but its cache .* made with \[3, 16, 16\]"):
         extracted(Teacher(channels=4), packed, tmp_path)
     assert json.loads((stored.path / "teacher.json").read_text())["feature_size"] == [3, 16, 16]
+    shutil.rmtree(stored.path)  # as the message says
+    teacher = Teacher(channels=4)
+    extracted(teacher, packed, tmp_path)
+    assert teacher.seen == len(packed)
 
 
 def test_a_teacher_that_does_not_keep_its_word(packed: PackedSource, tmp_path: Path) -> None:
@@ -172,3 +177,6 @@ def test_a_teacher_that_does_not_keep_its_word(packed: PackedSource, tmp_path: P
 def test_features_that_are_not_finite_name_the_image(packed: PackedSource, tmp_path: Path) -> None:
     with pytest.raises(DistillError, match=r"NaN or infinity for image .* of source 'pictures'"):
         extracted(Teacher(broken=True), packed, tmp_path)
+    mended = Teacher()
+    extracted(mended, packed, tmp_path)
+    assert mended.seen == len(packed), "nothing of the broken one's shard was kept"
