@@ -44,15 +44,15 @@ spread is (largest − smallest) / median over the repeats. Ratios carry from ma
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()  # none; --help says what this writes
-    machines = {
+    of_all = {
         folder.name: {
             path.stem: json.loads(path.read_text())
             for path in sorted(folder.glob("*.json"))
             if path.stem not in ELSEWHERE
         }
         for folder in sorted(RESULTS.iterdir())
-        if folder.is_dir() and any(folder.glob("*.json"))
     }
+    machines = {name: results for name, results in of_all.items() if results}
     if not machines:
         raise SystemExit(f"no results under {RESULTS}: run benchmarks/run_all.sh first")
     PAGE.parent.mkdir(exist_ok=True)

@@ -15,7 +15,6 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from benchmarks.common import CHECKOUT, RESULTS
 from benchmarks.quality import arms, clock, commands
 from benchmarks.quality.aims import aims
 from benchmarks.quality.arms import ArmError, known_arms, load_arm
@@ -859,17 +858,6 @@ def test_demonstrations_have_a_panel_for_steps_and_one_for_time(tmp_path: Path) 
         "demonstrations (15 minutes, 2-core-a)",
     ]
     assert [[row["demonstrations"] for row in shown] for _, shown in panels] == [[25, 50], [25, 50]]
-
-
-def test_the_committed_page_is_what_the_committed_results_say(tmp_path: Path) -> None:
-    docs = CHECKOUT / "docs"
-    (tmp_path / "videos").symlink_to(docs / "videos")
-    write(
-        [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*/quality/*.json"))],
-        tmp_path / "quality.md",
-    )
-    again = "python benchmarks/quality/report.py makes it anew"
-    assert (tmp_path / "quality.md").read_text() == (docs / "quality.md").read_text(), again
 
 
 def test_the_first_so_many_of_more_demonstrations_are_not_as_many_by_themselves(tmp_path: Path) -> None:
