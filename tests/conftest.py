@@ -1,6 +1,7 @@
 """Shared by all rooms: tiny datasets, an encoder, and a cache, each made once and then only read."""
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from lerobot_theia.cache.precompute import precompute
 from lerobot_theia.encoder import EncoderSpec, TheiaEncoder
 from tests.datasets import REPO_ID, make_dataset
 
+SCHEDULING = os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
+"""Of the process that runs the tests, as it was started."""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
@@ -21,6 +25,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def stays_an_ordinary_process() -> Iterator[None]:
+    """What encodes AV1 needs `ordinary_scheduling`."""
+    yield
+    assert not hasattr(os, "sched_getscheduler") or os.sched_getscheduler(0) == SCHEDULING
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,9 @@
 Frames are textures that move and differ from frame to frame, so that a token taken from the wrong frame shows.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,21 @@ CAMERAS = {"observation.images.top": (48, 64), "observation.images.wrist": (32, 
 TASKS = ("push the block", "lift the block")
 
 
+@contextlib.contextmanager
+def ordinary_scheduling() -> Iterator[None]:
+    """For whatever encodes AV1: SVT-AV1 makes the thread that opens it a real-time one if it may, which root may, and leaves it so.
+    Processes that such a thread starts inherit it, and a machine with as many of them as cores does little else."""
+    if not hasattr(os, "sched_getscheduler"):  # macOS
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
+@ordinary_scheduling()
 def make_dataset(
     root: Path,
     *,

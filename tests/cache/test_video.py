@@ -15,12 +15,13 @@ from torch import Tensor
 from lerobot_theia.cache.frames import CameraFrames
 from lerobot_theia.cache.video import VideoReader
 from tests.cache.helpers import TOP, WRIST
-from tests.datasets import make_dataset, open_dataset, texture
+from tests.datasets import make_dataset, open_dataset, ordinary_scheduling, texture
 
 FPS, FRAMES = 10, 40
 TOLERANCE_S = 1e-4
 
 
+@ordinary_scheduling()
 def make_video(path: Path, codec: str, group: int, pixels: str = "yuv420p") -> Path:
     """40 textures of 70 x 50 pixels: widths that fill no whole block, so that rows are padded."""
     rng = np.random.default_rng(0)

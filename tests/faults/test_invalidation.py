@@ -36,7 +36,15 @@ from lerobot_theia.encoder.names import THEIA
 from lerobot_theia.encoder.preprocess import Normalization
 from tests.data_room.conftest import act, train_config
 from tests.data_room.test_serve import lerobots_own
-from tests.datasets import REPO_ID, TASKS, make_dataset, open_dataset, random_value, texture
+from tests.datasets import (
+    REPO_ID,
+    TASKS,
+    make_dataset,
+    open_dataset,
+    ordinary_scheduling,
+    random_value,
+    texture,
+)
 from tests.encoder.published_layout import translator_shapes
 from tests.faults.workshop import CAMERAS, EPISODES, TOP, WRIST, Job, make_encoder, state
 
@@ -196,6 +204,7 @@ def _(world: World) -> None:
     world.made_anew(copied=2 * 10, encoded=2 * 6)
 
 
+@ordinary_scheduling()
 def record_more(dataset: Path, frames: int) -> None:
     """An episode more, by LeRobot's own means."""
     more = LeRobotDataset.resume(REPO_ID, root=dataset)
