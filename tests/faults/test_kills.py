@@ -6,11 +6,14 @@ resume: same shards, same manifest (but for time and versions), no file besides,
 
 import functools
 import signal
+from pathlib import Path
 
 import pytest
 
-from tests.faults import trials
-from tests.faults.injection import Fault
+from lerobot_theia.cache.claim import take
+from tests.faults import children, trials
+from tests.faults.children import Tell
+from tests.faults.injection import Fault, inject
 from tests.faults.trials import (
     every_fault,
     how_long,
@@ -35,6 +38,21 @@ def test_the_boundary_sees_each_file_written_synced_renamed_and_its_folder_synce
     order = [kind for kind in kinds if kind in ("sync", "rename", "sync_folder")]
     assert order == ["sync", "rename", "sync_folder"] * len(written)
     assert kinds.count("claim") == len(shards) * 2 + 2  # each shard, their size, and the manifest
+
+
+def test_a_claim_that_is_let_go_again_is_no_step(tmp_path: Path) -> None:
+    """Or a run would have a step more or less, as a thread was slower or faster, and a kill at the last one would never come."""
+    steps = children.run(let_go_twice, tmp_path / "claim").value
+    assert [step.split()[0] for step in steps] == ["claim", "release"]
+
+
+def let_go_twice(tell: Tell, path: Path) -> list[str]:
+    steps = inject(None)
+    claim = take(path)
+    assert claim is not None
+    claim.release()
+    claim.release()
+    return steps
 
 
 def test_killed_between_all_steps_of_writing_one_shard(small: Whole) -> None:
