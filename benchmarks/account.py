@@ -134,7 +134,7 @@ def act_heads(result: Result) -> str:
     steps = {name: arm["median"] for name, arm in result["arms"].items() if name.startswith("theia_act, ")}
     if not steps:
         return ""
-    parts = ", ".join(f"{name.removeprefix('theia_act, ')} {ms:,.0f}" for name, ms in steps.items())
+    parts = "; ".join(f"{name.removeprefix('theia_act, ')}: {ms:,.0f}" for name, ms in steps.items())
     ratio = outcome(result, "theia_act, linear, 14x14 over compression")
     return f"""A step of `theia_act`'s whole network, batch {result["settings"]["act_frames"]}, one camera, in milliseconds: {parts}.
         `compression` leaves 9 of 196 positions for all its layers: its step is {ratio:.1f} times as fast as that of `linear` from as many

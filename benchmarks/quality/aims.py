@@ -86,9 +86,7 @@ def at_least(row: Row | None, name: str, of: Callable[[Row], float], target: flo
     return Aim(what, f"{form.format(of(row))} ({describe(row)})", of(row) >= target)
 
 
-def not_below(
-    ours: Sequence[Row], raw: Sequence[Row], kind: str, when: str, leader: Row | None = None
-) -> Aim:
+def not_below(ours: Sequence[Row], raw: Sequence[Row], kind: str, when: str, leader: Row | None) -> Aim:
     """At the largest budget that both had with as many demonstrations, our best against each of theirs, neither in success
     nor in reward, or no further than chance. Of a time, on each machine that had it. Encoding is not in the time, but said.
 

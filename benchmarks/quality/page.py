@@ -34,7 +34,8 @@ if it were measured today, and says below what. Their
 commands are LeRobot's own (`action=commands` prints their form). Time is training time from the first step on, loading of
 batches included. The learning rate falls as a cosine to the end of a training. One training goes to the largest budget;
 a smaller one is a checkpoint on its way, where the learning rate has not yet fallen. How many steps fit into the time
-is measured before; where seeds that were measured apart got a tenth more or less, the fewest and the most are given. ⏱ marks trainings that became slower, so that the clock ended them before the learning rate had fallen,
+is measured before; where seeds that were measured apart got a tenth more or less, the fewest and the most are given.
+⏱ marks trainings that became slower, so that the clock ended them before the learning rate had fallen,
 ◔ those that became faster, and left more than a twentieth of their time. What encoding frames once
 took is stated beside, not in, the time; where it had another number of cores than training, that too.
 

@@ -121,8 +121,8 @@ class Stretch:
     items: Sequence[Item]
 
 
-def stretches_of(source: Source, items: Sequence[Item], settings: PackSettings) -> tuple[Path, list[Stretch]]:
-    """The folder of a packed source, and its shards to be."""
+def stretches_of(source: Source, items: Sequence[Item], settings: PackSettings) -> Iterator[Stretch]:
+    """In order, all in one folder. A source's files are looked at as their stretch is asked for."""
     fingerprint = digest_of(
         {
             "format": [FORMAT, FORMAT_VERSION],
@@ -134,7 +134,6 @@ def stretches_of(source: Source, items: Sequence[Item], settings: PackSettings) 
         }
     )
     path = settings.root / f"{source.name}-{fingerprint[:12]}"
-    found = []
     for start in range(0, len(items), SHARD_ITEMS):
         stop = min(start + SHARD_ITEMS, len(items))
         key = {
@@ -145,8 +144,7 @@ def stretches_of(source: Source, items: Sequence[Item], settings: PackSettings) 
             "stop": stop,
             "stamp": source.stamp(start, stop),
         }
-        found.append(Stretch(path / f"{start // SHARD_ITEMS:06d}.safetensors", key, items[start:stop]))
-    return path, found
+        yield Stretch(path / f"{start // SHARD_ITEMS:06d}.safetensors", key, items[start:stop])
 
 
 def look(source: Source, settings: PackSettings) -> None:
@@ -156,8 +154,7 @@ def look(source: Source, settings: PackSettings) -> None:
     Raises:
         DistillError: as `pack` would.
     """
-    _, stretches = stretches_of(source, list(source.items()), settings)
-    for each in stretches:
+    for each in stretches_of(source, list(source.items()), settings):
         if existing(each.file, each.key, verify=False) is None:
             list(source.read(each.key["start"], each.key["start"] + 1))
             return
@@ -180,7 +177,8 @@ def pack(
     """
     items = list(source.items())
     check_items(source.name, items)
-    path, stretches = stretches_of(source, items, settings)
+    stretches = list(stretches_of(source, items, settings))
+    path = stretches[0].file.parent
     shards: dict[Path, Arrays] = {}
 
     def has(each: Stretch, shard: Arrays) -> None:
