@@ -49,6 +49,10 @@ def ordered_map[Job, Result](
     finally:
         # Not only when all is done: also when the consumer has enough, or gives up. Python would then wait for
         # episodes that nobody wants (`terminate_workers` is public from 3.14 on only).
-        for process in list((pool._processes or {}).values()) if pending else []:
-            process.terminate()
+        if pending:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            # One that ends while it sends a result leaves a part of it, and the pool's thread would wait for the rest as long as
+            # anyone could still write it, which is this process.
+            pool._result_queue._writer.close()
         pool.shutdown(wait=False, cancel_futures=True)
