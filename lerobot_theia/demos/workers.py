@@ -54,5 +54,5 @@ def ordered_map[Job, Result](
                 process.terminate()
             # One that ends while it sends a result leaves a part of it, and the pool's thread would wait for the rest as long as
             # anyone could still write it, which is this process.
-            pool._result_queue._writer.close()
+            pool._result_queue._writer.close()  # type: ignore[attr-defined]
         pool.shutdown(wait=False, cancel_futures=True)

@@ -9,6 +9,8 @@ import pytest
 from tests.cli.commands import checked, run, train
 from tests.datasets import REPO_ID, make_dataset
 
+ON_CPUS = Path(__file__).with_name("train_on_cpus.py")
+
 pytestmark = pytest.mark.slow
 
 
@@ -88,7 +90,7 @@ def test_two_processes_train_under_accelerate(videos, cache_root, tmp_path):
         train(
             "theia_diffusion", videos, tmp_path / "run", cache_root=cache_root / "videos",
             # What `accelerate launch --num_processes=2` starts; on CPUs it wants MPI to do so.
-            launcher=("torchrun", "--nproc_per_node=2", "--standalone", "-m", "lerobot.scripts.lerobot_train"),
+            launcher=("torchrun", "--nproc_per_node=2", "--standalone", str(ON_CPUS)),
         )
     )  # fmt: skip
     assert "Effective batch size: 4 x 2 = 8" in outcome.output

@@ -29,6 +29,7 @@ STEPS_PER_EPOCH = 6
 """The last episode of each task is held out, 22 frames remain: the last batch is short; two processes fill it up."""
 AUGMENTED = ("--policy.token_dropout=0.2", "--policy.token_noise=0.1", "--policy.grid_shift=1")
 TELLING = str(Path(__file__).with_name("train_telling.py"))
+CHECKOUT = str(Path(__file__).resolve().parents[2])
 PATIENCE_S = 240.0
 
 
@@ -65,7 +66,8 @@ class Run:
         self.told = str(self.log.with_suffix(""))
         launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
         command = [sys.executable, *(launcher if processes > 1 else []), TELLING, *flags]
-        environment = os.environ | ENVIRONMENT | {"TELL": self.told, "STAY_AT": str(stay_at)}
+        told = {"TELL": self.told, "STAY_AT": str(stay_at), "PYTHONPATH": CHECKOUT}
+        environment = os.environ | ENVIRONMENT | told
         with self.log.open("w") as log:
             self.process = psutil.Popen(
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lerobot.scripts.lerobot_train import main
 from lerobot.utils.logging_utils import MetricsTracker
 
 from lerobot_theia.data import serve
 from lerobot_theia.data.feature_dataset import FeatureDataset
+from tests.cli.train_on_cpus import main
 
 
 class TellingRecord(logging.LogRecord):
