@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from lerobot_theia.cache.files import sha256_of_file
 from lerobot_theia.encoder.locate import ASSETS, WEIGHTS_FILE
-from lerobot_theia.encoder.names import SHIPPED, canonical_name
+from lerobot_theia.encoder.names import SHIPPED, canonical_name, known_encoders
 
 FOLDER = Path(__file__).with_name("configs") / "arm"
 
@@ -98,7 +98,11 @@ def load_arm(name: str) -> Arm:
         return arm
     if arm.encoder is None or not encoder:
         raise ArmError(f"arm {name!r}: {stem} has no encoder to exchange, or none is named after @")
-    return dataclasses.replace(arm, encoder=encoder, what=f"{arm.what}, encoder {Path(encoder).name}")
+    what = f"{arm.what}, encoder {Path(encoder).name}"
+    folder = Path(encoder).expanduser()
+    if canonical_name(encoder) not in known_encoders() and folder.is_dir():
+        encoder = str(folder.absolute())  # commands run in the checkout, wherever this was called from
+    return dataclasses.replace(arm, encoder=encoder, what=what)
 
 
 def _values(stem: str) -> dict[str, Any]:

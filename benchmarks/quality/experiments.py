@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.constants import HF_HUB_OFFLINE
+from huggingface_hub.errors import LocalEntryNotFoundError
+
 from benchmarks import common
 from benchmarks.quality import commands, evaluations
 from benchmarks.quality.arms import ArmError
@@ -21,6 +24,8 @@ from benchmarks.quality.settings import Experiment, SettingsError, Training, enc
 from benchmarks.quality.status import status
 from benchmarks.quality.trainings import Runner, made_with
 from lerobot_theia.cache.files import sha256_of_file
+from lerobot_theia.encoder.locate import locate
+from lerobot_theia.encoder.names import RANDOM_SIZES, canonical_name
 
 ACTIONS = ("run", "status", "commands")
 ERRORS = (ArmError, SettingsError, CommandError, InUseError, evaluations.EvaluationError)
@@ -49,6 +54,7 @@ def start(config: Mapping[str, Any]) -> None:
     else:
         if not config["replace"]:
             check_free(plan, results, config["episodes"])
+        check_encoders([each for each in plan if unfinished(each, results, config["episodes"])])
         with only_run(work.root) as lock:
             runner = Runner(work, lock, float(config["calibration_s"]))
             for training in plan:
@@ -67,12 +73,31 @@ def check_free(plan: Sequence[Training], results: Results, episodes: int) -> Non
         )
 
 
+def check_encoders(plan: Sequence[Training]) -> None:
+    """Raises SettingsError where weights cannot be had, before others are trained for hours. Those on the Hub are downloaded."""
+    encoders = {each.arm.name: each.arm.encoder for each in plan}
+    for arm, name in encoders.items():
+        if name is None or canonical_name(name) in RANDOM_SIZES:
+            continue
+        try:
+            locate(name)
+        except (ValueError, OSError) as error:
+            offline = HF_HUB_OFFLINE and isinstance(error.__cause__, LocalEntryNotFoundError)
+            remedy = " To have it downloaded, put HF_HUB_OFFLINE=0 before this command." if offline else ""
+            raise SettingsError(f"arm {arm}: {error}{remedy}") from error
+
+
+def unfinished(training: Training, results: Results, episodes: int) -> list[Experiment]:
+    """Those without a result."""
+    return [each for each in training.experiments(episodes) if results.find(each) is None]
+
+
 def run_training(
     training: Training, runner: Runner, results: Results, episodes: int, machine: Mapping[str, Any]
 ) -> None:
     """Train, and evaluate at each budget that has no result."""
     everything = training.experiments(episodes)
-    left = [each for each in everything if results.find(each) is None]
+    left = unfinished(training, results, episodes)
     if not left:
         print(f"{training.name}: done", flush=True)
         return

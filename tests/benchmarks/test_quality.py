@@ -249,6 +249,17 @@ def test_an_arm_with_another_encoder_differs_in_nothing_else() -> None:
     assert other.encoder == "random-tiny"
 
 
+def test_an_encoders_folder_is_found_from_where_it_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "random-tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_arm("theia_act@mine").encoder == str(tmp_path / "mine")
+    assert load_arm("theia_act@random-tiny").encoder == "random-tiny"
+    assert load_arm("theia_act@me/theia").encoder == "me/theia"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -296,6 +296,25 @@ def test_an_evaluation_of_other_episodes_than_asked_for_is_no_result(bench: Benc
     assert not bench.results
 
 
+def test_encoders_that_cannot_be_had_are_named_before_others_train(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    both = "arms=[theia_act@random-tiny,theia_act@{}]"
+    with pytest.raises(
+        SettingsError, match=f"arm theia_act@{empty}: no config.json and no model.safetensors"
+    ):
+        bench.start(both.format(empty))
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(experiments, "HF_HUB_OFFLINE", True)
+    with pytest.raises(SettingsError, match=r"arm theia_act@me/theia: could not get .* put HF_HUB_OFFLINE=0"):
+        bench.start(both.format("me/theia"))
+    assert bench.take_calls() == []
+
+
 def test_commands_and_status_run_nothing(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     bench.start("action=commands", "arms=[theia_act@random-tiny,diffusion_state]")
     printed = capsys.readouterr().out
