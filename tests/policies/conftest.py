@@ -29,7 +29,7 @@ SMALL = {
     },
     "theia_diffusion": {
         "horizon": 8, "n_action_steps": 4, "down_dims": (16, 32), "diffusion_step_embed_dim": 16,
-        "num_train_timesteps": 4, "spatial_softmax_num_keypoints": 4,
+        "num_train_timesteps": 4,
     },
 }  # fmt: skip
 AUGMENTED = {"token_dropout": 0.3, "token_noise": 0.1, "grid_shift": 2}

@@ -471,6 +471,18 @@ def test_the_width_of_a_token_head_is_one_and_has_an_effect(kind, head, dim, mes
 
 
 @pytest.mark.parametrize(
+    ("head", "number", "message"),
+    [
+        ("spatial_softmax", 0, "spatial_softmax_num_keypoints=0 must be at least 1"),
+        ("mean", 16, "no effect on token_head=mean; leave it at 32, or choose token_head=spatial_softmax"),
+    ],
+)
+def test_so_is_the_number_of_keypoints(head, number, message):
+    with pytest.raises(InvalidSettingError, match=message):
+        make_config("theia_diffusion", token_head=head, spatial_softmax_num_keypoints=number)
+
+
+@pytest.mark.parametrize(
     ("kind", "flags", "message"),
     [
         (

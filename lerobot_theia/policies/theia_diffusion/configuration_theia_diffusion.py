@@ -27,6 +27,17 @@ TOKEN_HEADS = {
 """And whether `token_head_dim` is their width."""
 
 
+def check_keypoints(token_head: str, number: int) -> None:
+    usual = DiffusionConfig.spatial_softmax_num_keypoints
+    if number < 1:
+        raise ValueError(f"spatial_softmax_num_keypoints={number} must be at least 1")
+    if number != usual and token_head != "spatial_softmax":
+        raise ValueError(
+            f"spatial_softmax_num_keypoints={number} has no effect on token_head={token_head}; leave it at {usual}, or choose "
+            "token_head=spatial_softmax"
+        )
+
+
 @PreTrainedConfig.register_subclass("theia_diffusion")
 @dataclass
 class TheiaDiffusionConfig(FeatureSettings, AugmentSettings, DiffusionConfig):
@@ -57,6 +68,7 @@ class TheiaDiffusionConfig(FeatureSettings, AugmentSettings, DiffusionConfig):
             check_backbone_settings(self, DiffusionConfig)
             check_augmentation(self, self.token_pool)
             check_token_head(self.token_head, self.token_head_dim, TOKEN_HEADS)
+            check_keypoints(self.token_head, self.spatial_softmax_num_keypoints)
 
     def validate_features(self) -> None:
         check_inputs(self)
