@@ -28,7 +28,7 @@ python benchmarks/quality/report.py
 Questions are files of `benchmarks/quality/configs/question`, arms of `configs/arm`, suites of `configs/suite`. All arms
 of a comparison have the same demonstrations, policy sizes and optimizer, the same seeds as far as each was measured with so many,
 and after the same time the same machine; how good a policy is after so many steps does not depend on the machine, though minutes
-do. "25 of 260 demonstrations" are the first 25 of a data set of 260: tokens are standardised by statistics of all 260, and it is
+do: tables keep machines apart, the verdict takes the seeds of all together. "25 of 260 demonstrations" are the first 25 of a data set of 260: tokens are standardised by statistics of all 260, and it is
 all 260 whose encoding took so long; "100 demonstrations" were recorded and encoded by themselves. † marks what would be otherwise
 if it were measured today, and says below what. Their
 commands are LeRobot's own (`action=commands` prints their form). Time is training time from the first step on, loading of
@@ -63,7 +63,7 @@ def write(results: Sequence[Result], page: Path) -> None:
         parts.append("**Nothing has been measured yet.**\n")
     else:
         found = rows(results)
-        parts.append(verdicts(found))
+        parts.append(verdicts(rows(results, pool=True)))
         for suite in sorted({row["suite"] for row in found}):
             own = [row for row in found if row["suite"] == suite]
             parts.append(section(suite, own, page.parent / "images", page.parent / "videos"))

@@ -54,6 +54,21 @@ class Row:
         return min(names) if len(names) == 1 else ""
 
     @property
+    def machines(self) -> str:
+        """All of them."""
+        return " and ".join(sorted({common.slug(each["machine"]) for each in self.results}))
+
+    @property
+    def cores(self) -> int:
+        """The most that one of them had."""
+        return max(each["machine"]["cores"] for each in self.results)
+
+    @property
+    def seeds(self) -> int:
+        """How many. One that was trained on two machines counts once."""
+        return len({each["settings"]["seed"] for each in self.results})
+
+    @property
     def timed_on(self) -> str:
         """The machine, if its budget is a time, which means something only there; else empty."""
         return self.machine if self.budget.kind == "minutes" else ""
