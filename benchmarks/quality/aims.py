@@ -169,6 +169,6 @@ def outcome(row: Row) -> str:
 def describe(row: Row) -> str:
     outdated = f", with {row.outdated} than today" if row.outdated else ""
     return (
-        f"{row['arm']}, {row.demonstrations} demonstrations, {row.budget}, {row.seeds} seed(s), {row.machines}"
+        f"{row['arm']}, {row.demonstrations} demonstrations, {row.budget}, {row.seeds} seed(s), {row.machine}"
         f"{outdated}"
     )

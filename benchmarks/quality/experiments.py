@@ -54,7 +54,7 @@ def start(config: Mapping[str, Any]) -> None:
     else:
         if not config["replace"]:
             check_free(plan, results, config["episodes"])
-        check_encoders([each for each in plan if unfinished(each, results, config["episodes"])])
+        check_encoders([each for each in plan if results.unfinished(each.experiments(config["episodes"]))])
         with only_run(work.root) as lock:
             runner = Runner(work, lock, float(config["calibration_s"]))
             for training in plan:
@@ -75,8 +75,7 @@ def check_free(plan: Sequence[Training], results: Results, episodes: int) -> Non
 
 def check_encoders(plan: Sequence[Training]) -> None:
     """Raises SettingsError where weights cannot be had, before others are trained for hours. Those on the Hub are downloaded."""
-    encoders = {each.arm.name: each.arm.encoder for each in plan}
-    for arm, name in encoders.items():
+    for arm, name in {each.arm.name: each.arm.encoder for each in plan}.items():
         if name is None or canonical_name(name) in RANDOM_SIZES:
             continue
         try:
@@ -87,17 +86,12 @@ def check_encoders(plan: Sequence[Training]) -> None:
             raise SettingsError(f"arm {arm}: {error}{remedy}") from error
 
 
-def unfinished(training: Training, results: Results, episodes: int) -> list[Experiment]:
-    """Those without a result."""
-    return [each for each in training.experiments(episodes) if results.find(each) is None]
-
-
 def run_training(
     training: Training, runner: Runner, results: Results, episodes: int, machine: Mapping[str, Any]
 ) -> None:
     """Train, and evaluate at each budget that has no result."""
     everything = training.experiments(episodes)
-    left = unfinished(training, results, episodes)
+    left = results.unfinished(everything)
     if not left:
         print(f"{training.name}: done", flush=True)
         return

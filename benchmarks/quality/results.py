@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ class Results:
             return None
         found: dict[str, Any] = json.loads(path.read_text())
         return found if found["settings_digest"] == digest(experiment.settings) else None
+
+    def unfinished(self, experiments: Sequence[Experiment]) -> list[Experiment]:
+        """Those of which there is none."""
+        return [each for each in experiments if self.find(each) is None]
 
     def in_the_way(self, experiment: Experiment) -> str | None:
         """What another experiment of the same name was measured with, where it differs; None if there is none."""

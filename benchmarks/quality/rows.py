@@ -49,13 +49,7 @@ class Row:
 
     @property
     def machine(self) -> str:
-        """`2-core-amd-epyc`; empty if it was more than one."""
-        names = {common.slug(each["machine"]) for each in self.results}
-        return min(names) if len(names) == 1 else ""
-
-    @property
-    def machines(self) -> str:
-        """All of them."""
+        """`2-core-amd-epyc`; where it was more than one, all of them."""
         return " and ".join(sorted({common.slug(each["machine"]) for each in self.results}))
 
     @property

@@ -14,7 +14,7 @@ def status(plan: Sequence[Training], results: Results, episodes: int) -> str:
     lines, known, unknown = [], 0.0, 0
     for training in plan:
         everything = training.experiments(episodes)
-        left = [each for each in everything if results.find(each) is None]
+        left = results.unfinished(everything)
         seconds = estimate(training, left, done)
         known += seconds or 0.0
         unknown += seconds is None

@@ -55,9 +55,8 @@ def inject(fault: Fault | None) -> list[str]:
 
     def wrap(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def step(target: Any, *arguments: Any) -> Any:
-            if (
-                name == "release" and target.released
-            ):  # nothing happens; whether it comes to that depends on threads
+            # Nothing happens when a claim is let go again, and whether it comes to that depends on threads.
+            if name == "release" and target.released:
                 return real(target, *arguments)
             number = next(numbers)
             steps.append(f"{name} {name_of(target)}")

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from draccus.utils import ParsingError
 from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
@@ -81,13 +81,20 @@ def check_token_head(token_head: str, dim: int, heads: Mapping[str, bool]) -> No
     """`heads` are those of a policy, and whether `dim` is the width of each."""
     if token_head not in heads:
         raise ValueError(f"token_head={token_head!r}; choose one of {', '.join(heads)}")
-    if dim < 1:
-        raise ValueError(f"token_head_dim={dim} must be at least 1")
-    if dim != TOKEN_HEAD_DIM and not heads[token_head]:
-        wide = ", ".join(name for name, is_wide in heads.items() if is_wide)
+    wide = [name for name, is_wide in heads.items() if is_wide]
+    way_out = f"a head whose width it is: {', '.join(wide)}"
+    check_head_size("token_head_dim", dim, TOKEN_HEAD_DIM, token_head, wide, way_out)
+
+
+def check_head_size(
+    name: str, size: int, usual: int, token_head: str, heads: Sequence[str], way_out: str
+) -> None:
+    """A size of `heads` only, which without effect on `token_head` stays the usual one."""
+    if size < 1:
+        raise ValueError(f"{name}={size} must be at least 1")
+    if size != usual and token_head not in heads:
         raise ValueError(
-            f"token_head_dim={dim} has no effect on token_head={token_head}; leave it at {TOKEN_HEAD_DIM}, or choose a head "
-            f"whose width it is: {wide}"
+            f"{name}={size} has no effect on token_head={token_head}; leave it at {usual}, or choose {way_out}"
         )
 
 

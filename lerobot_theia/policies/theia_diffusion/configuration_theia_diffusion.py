@@ -11,6 +11,7 @@ from lerobot_theia.policies.common.configuration import (
     TOKEN_HEAD_DIM,
     check_augmentation,
     check_backbone_settings,
+    check_head_size,
     check_inputs,
     check_token_head,
     identity_for_images,
@@ -25,17 +26,6 @@ TOKEN_HEADS = {
     "mean": True,
 }
 """And whether `token_head_dim` is their width."""
-
-
-def check_keypoints(token_head: str, number: int) -> None:
-    usual = DiffusionConfig.spatial_softmax_num_keypoints
-    if number < 1:
-        raise ValueError(f"spatial_softmax_num_keypoints={number} must be at least 1")
-    if number != usual and token_head != "spatial_softmax":
-        raise ValueError(
-            f"spatial_softmax_num_keypoints={number} has no effect on token_head={token_head}; leave it at {usual}, or choose "
-            "token_head=spatial_softmax"
-        )
 
 
 @PreTrainedConfig.register_subclass("theia_diffusion")
@@ -68,7 +58,11 @@ class TheiaDiffusionConfig(FeatureSettings, AugmentSettings, DiffusionConfig):
             check_backbone_settings(self, DiffusionConfig)
             check_augmentation(self, self.token_pool)
             check_token_head(self.token_head, self.token_head_dim, TOKEN_HEADS)
-            check_keypoints(self.token_head, self.spatial_softmax_num_keypoints)
+            check_head_size(
+                "spatial_softmax_num_keypoints", self.spatial_softmax_num_keypoints,
+                DiffusionConfig.spatial_softmax_num_keypoints, self.token_head, ["spatial_softmax"],
+                "token_head=spatial_softmax",
+            )  # fmt: skip
 
     def validate_features(self) -> None:
         check_inputs(self)
