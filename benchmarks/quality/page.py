@@ -29,8 +29,9 @@ Questions are files of `benchmarks/quality/configs/question`, arms of `configs/a
 of a comparison have the same demonstrations, policy sizes and optimizer, the same seeds as far as each was measured with so many,
 and after the same time the same machine; how good a policy is after so many steps does not depend on the machine, though minutes
 do: tables keep machines apart, the verdict takes the seeds of all together. "25 of 260 demonstrations" are the first 25 of
-a data set of 260: tokens are standardised by statistics of all 260, and it is all 260 whose encoding took so long; "100 demonstrations" were recorded and encoded by themselves. † marks what would be otherwise
-if it were measured today, and says below what. Their
+a data set of 260: tokens are standardised by statistics of all 260, and it is all 260 whose encoding took so long; "100
+demonstrations" were recorded and encoded by themselves. † marks what would be otherwise if it were measured today, and says
+below what. Their
 commands are LeRobot's own (`action=commands` prints their form). Time is training time from the first step on, loading of
 batches included. The learning rate falls as a cosine to the end of a training. One training goes to the largest budget;
 a smaller one is a checkpoint on its way, where the learning rate has not yet fallen. How many steps fit into the time
