@@ -57,14 +57,16 @@ def unbacked_kb(process: Path) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
 
 
-def check_flat(usages: list[Usage], memory_mb: int) -> None:
+def check_flat(usages: list[Usage], memory_mb: int, descriptors: int = 0) -> None:
     """The least of the last quarter is not above the most of the first, but for a little."""
     quarter = len(usages) // 4
     early, late = usages[:quarter], usages[-quarter:]
     assert min(each.memory_kb for each in late) <= max(each.memory_kb for each in early) + memory_mb * 1024, (
         usages
     )
-    assert min(each.descriptors for each in late) <= max(each.descriptors for each in early), usages
+    assert min(each.descriptors for each in late) <= max(each.descriptors for each in early) + descriptors, (
+        usages
+    )
     assert min(each.maps for each in late) <= max(each.maps for each in early) + 8, usages
 
 
@@ -130,4 +132,6 @@ def test_thousands_of_batches_use_no_more_than_the_first_hundreds(
         assert batch["index"].shape == (BATCH_SIZE,)
         if number % 100 == 99:
             usages.append(Usage.now())
-    check_flat(usages[3:], memory_mb=8)
+    # A worker has as many slots (data/batch.py) as were ever in use at once: three, and a fourth when it fills one
+    # before this loop has let go of the last epoch's batch, which may first happen late. Both processes open it.
+    check_flat(usages[3:], memory_mb=8, descriptors=2 * workers)
