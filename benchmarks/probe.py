@@ -20,12 +20,13 @@ from lerobot.policies.diffusion.modeling_diffusion import SpatialSoftmax
 from PIL import Image, ImageDraw
 from ridge import r_squared, regress
 from safetensors.torch import load_file, save_file
-from states import VERSION, Suite, metaworld_task, pusht
+from states import VERSION, Suite, aloha_scene, metaworld_task, pusht
 from torch import Tensor
 
 from lerobot_theia.data.keys import tokens_key
 from lerobot_theia.data.token_statistics import SAMPLED_FRAMES
 from lerobot_theia.distill.errors import DistillError
+from lerobot_theia.distill.sources.aloha import SCENES
 from lerobot_theia.encoder import TheiaEncoder
 from lerobot_theia.encoder.pictures import principal_colours
 from lerobot_theia.policies.common.features import FrozenFeatures
@@ -33,7 +34,7 @@ from lerobot_theia.policies.common.features import FrozenFeatures
 CAMERA = "observation.image"
 BATCH_SIZE = 32
 PIXELS = "pixels, 14x14"
-SUITES = ("pusht", "pusht-goals", "metaworld")
+SUITES = ("pusht", "pusht-goals", "metaworld", "aloha")
 PICTURED = 3
 """Unseen frames of each suite in the picture."""
 TILE = 112
@@ -46,7 +47,7 @@ def main() -> None:
         ("--encoders", {"default": "theia-tiny-sim,random-tiny", "help": "short names, Hub ids or folders, with commas between"}),
         ("--suites", {"help": f"of {','.join(SUITES)} (all; in quick mode pusht)"}),
         ("--tasks", {"default": "assembly,drawer-open", "help": "Meta-World's (%(default)s)"}),
-        ("--frames", {"type": int, "help": "to fit in each suite, and a quarter as many unseen (2000; Meta-World 800)"}),
+        ("--frames", {"type": int, "help": "to fit in each suite, and a quarter as many unseen (2000; with MuJoCo 800)"}),
         ("--picture", {"type": Path, "help": "where tokens are drawn (probe.png in --work)"}),
     )  # fmt: skip
     wanted = listed(chosen.suites) if chosen.suites else list(SUITES[:1] if chosen.quick else SUITES)
@@ -114,9 +115,11 @@ def make_suites(
     """One after the other, since frames are large, and kept in `folder`; those whose simulator is missing are noted."""
     makers: list[tuple[str, Callable[[], Suite]]] = []
     for name in wanted:
-        n = frames or (800 if name == "metaworld" else 2000)
+        n = frames or (2000 if name.startswith("pusht") else 800)
         if name == "metaworld":
             makers += [(f"{name} {task}", partial(metaworld_task, task, n, n // 4)) for task in tasks]
+        elif name == "aloha":
+            makers += [(f"{name} {scene}", partial(aloha_scene, scene, n, n // 4)) for scene in SCENES]
         else:
             makers += [(name, partial(pusht, name, n, n // 4, random_goals=name == "pusht-goals"))]
     for name, make in makers:

@@ -23,7 +23,8 @@ python benchmarks/probe_report.py
 A policy can only act on what can be read off its features. Here poses of things are read off frozen features by ridge
 regression, fitted on some states and judged on others, from other seeds. Numbers are R², the share of the variance of a
 quantity (all its coordinates together) that is explained: 1 is perfect, 0 no better than to say the mean. Angles are
-predicted as sine and cosine. The penalty is chosen on the last fifth of the frames to fit, for each quantity.
+predicted as sine and cosine; directions of ALOHA's peg and socket, which look the same when turned by half, as those of twice
+the angle. The penalty is chosen on the last fifth of the frames to fit, for each quantity.
 
 Features are those of the default token head of `theia_diffusion` without what it learns: tokens standardised as in a policy,
 then a spatial softmax of each channel, whose expected position (x, y) in the picture is two features. A policy may do

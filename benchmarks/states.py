@@ -1,4 +1,4 @@
-"""Pictures with what is true in them: random states of PushT, moments of Meta-World tasks.
+"""Pictures with what is true in them: random states of PushT, moments of Meta-World tasks and of ALOHA's scenes.
 
 Seeds are neither those of evaluations nor those with which this project's corpora begin, so an encoder distilled from
 these was not trained on the same pictures; and those to judge by are other than those to fit.
@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lerobot_theia.distill.sources import metaworld
+from lerobot_theia.distill.sources import aloha, metaworld
 from lerobot_theia.distill.sources.mujoco import View
 from lerobot_theia.distill.sources.pusht import STATE, PushTSource
 from lerobot_theia.encoder.names import IMAGE_SIZE
@@ -26,6 +27,8 @@ VERSION = 1
 """Of the pictures and quantities: raise it whenever the same settings would give others."""
 STILL = 1e-3
 """Metres (or shares of an opening): what varies less, in the frames to fit or in the unseen ones, is a constant."""
+ALOHA_OBJECTS = {"transfer-cube": ("box",), "insertion": ("peg", "socket")}
+"""Bodies. How the box is turned is not asked: a cube looks the same every quarter turn, and is ten pixels wide here."""
 Known = tuple[np.ndarray, dict[str, np.ndarray]]
 """A picture (H, W, 3) uint8, and quantities by name, (t,) each."""
 
@@ -114,6 +117,40 @@ def metaworld_task(task: str, fitting: int, unseen: int, *, pictures: int = 4) -
     about = f"Meta-World {task}, {pictures} moments of each episode, the camera of LeRobot"
     suite = gathered(f"metaworld {task}", about, play, fitting, unseen)
     metaworld.close_scene()
+    return suite
+
+
+def aloha_scene(scene: str, fitting: int, unseen: int, *, pictures: int = 4) -> Suite:
+    """In metres; directions as sine and cosine. Raises DistillError without a MuJoCo that renders."""
+
+    def play(seed: int, count: int) -> Iterator[Known]:
+        opened = aloha.scene(scene)
+        for number in range(-(-count // pictures)):
+            rng = np.random.default_rng([seed + number, *scene.encode()])
+            for data in aloha.moments(opened, rng, min(pictures, count - number * pictures)):
+                image = opened.photographer.picture(data, View(aloha.CAMERA))
+                yield squashed(image), grippers(data) | objects(data)
+
+    def grippers(data: Any) -> dict[str, np.ndarray]:
+        known = {}
+        for side in ("left", "right"):
+            known[f"{side} gripper position"] = data.body(f"vx300s_{side}/gripper_link").xpos.copy()
+            known[f"{side} gripper opening"] = data.joint(f"vx300s_{side}/left_finger").qpos.copy()
+        return known
+
+    def objects(data: Any) -> dict[str, np.ndarray]:
+        known = {}
+        for body in ALOHA_OBJECTS[scene]:
+            known[f"{body} position"] = data.body(body).xpos.copy()
+            if body != "box":
+                # Which end is which cannot be seen, so that the angle of its axis is known up to half a turn.
+                x, y = data.body(body).xmat.reshape(3, 3)[:2, 0]
+                known[f"{body} direction"] = on_circle(2 * np.arctan2([y], [x]))
+        return known
+
+    about = f"ALOHA in simulation, {scene}, {pictures} moments of each episode, the camera of LeRobot"
+    suite = gathered(f"aloha {scene}", about, play, fitting, unseen)
+    aloha.close_scene()
     return suite
 
 

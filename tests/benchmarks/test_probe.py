@@ -156,6 +156,30 @@ class TestCommand:
             assert image.size == (6 * 112, 3 * (112 + 14))
             assert len(image.convert("L").getcolors()) > 50
 
+    @pytest.mark.parametrize(
+        ("suite", "needs", "things"),
+        [
+            ("metaworld drawer-open", "metaworld", {"gripper position", "object position"}),
+            (
+                "aloha transfer-cube",
+                "gym_aloha",
+                {"left gripper position", "right gripper position", "box position"},
+            ),
+        ],
+    )
+    def test_scenes_of_mujoco(self, suite: str, needs: str, things: set[str], tmp_path: Path) -> None:
+        pytest.importorskip(needs)
+        done = self.probe(
+            f"--suites={suite.split()[0]}", "--tasks=drawer-open", "--frames=20", "--encoders=random-tiny",
+            f"--work={tmp_path}", f"--out={tmp_path}",
+        )  # fmt: skip
+        if "cannot render" in done.stderr:
+            pytest.skip(done.stderr)
+        assert done.returncode == 0, done.stderr
+        result = json.loads(next(tmp_path.glob("*/probe.json")).read_text())
+        assert {f"{suite}: {thing}, random-tiny" for thing in things} <= set(result["arms"])
+        assert "20 frames to fit, 5 unseen" in result["settings"][suite]
+
     def test_frames_and_features_are_kept_for_the_next_run(self, tmp_path: Path) -> None:
         pytest.importorskip("gym_pusht")
         arms, made = [], []
@@ -171,7 +195,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("flag", "message"),
         [
-            ("--suites=aloha", "aloha is not known; choose from pusht,pusht-goals,metaworld"),
+            ("--suites=libero", "libero is not known; choose from pusht,pusht-goals,metaworld,aloha"),
             ("--frames=3", "at least 20"),
             ("--encoders=random-tiny,random_tiny", "two that are called random-tiny"),
         ],

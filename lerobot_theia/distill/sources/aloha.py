@@ -4,7 +4,7 @@ The scenes are gym-aloha's; starts are not. An evaluation's come from `sample_bo
 drawn from generators of this source's own, over a wider range.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -69,36 +69,54 @@ class AlohaSource(ScenesSource):
 
     @staticmethod
     def play(episode: Episode) -> list[Frame]:
-        """Place objects and arms, move from target to target, and take the pictures that are wanted on the way."""
-        mujoco, model, data, rest, photographer = _scene(episode.scene)
+        """Take the pictures that are wanted."""
+        opened = scene(episode.scene)
         rng = np.random.default_rng([episode.seed, *episode.scene.encode()])
-        mujoco.mj_resetData(model, data)
-        data.qpos[: 2 * ARM_JOINTS] = rest
-        objects = []
-        for first in range(2 * ARM_JOINTS, model.nq, 7):
-            place = np.array([rng.uniform(-0.25, 0.25), rng.uniform(0.35, 0.65)])
-            yaw = rng.uniform(-np.pi, np.pi) if rng.random() < 0.5 else rng.normal() * 0.2
-            data.qpos[first : first + 7] = [*place, 0.05, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
-            objects.append(place)
-        data.ctrl[:] = rest
         frames = []
-        for k in range(max(episode.wanted) + 1):
-            target = rest + 0.0
-            for arm in range(2):
-                thing = objects[rng.integers(len(objects))]
-                target[arm * ARM_JOINTS : (arm + 1) * ARM_JOINTS] = _target(rng, arm, thing)
-            steps = rng.integers(1, TIMESTEPS + 1)
-            for step in range(steps):
-                data.ctrl[:] += (target - data.ctrl) / (steps - step)
-                mujoco.mj_step(model, data)
-            view = random_view(rng)
+        for k, data in enumerate(moments(opened, rng, max(episode.wanted) + 1)):
+            view = random_view(rng)  # wanted or not: the next draws must not depend on it
             if k in episode.wanted:
-                frames.append(photographer.take(data, view))
+                frames.append(opened.photographer.take(data, view))
         return frames
 
     @staticmethod
     def close() -> None:
         close_scene()
+
+
+@dataclass(frozen=True)
+class Scene:
+    """MuJoCo with one of the scenes, its arms' joints at rest (16,), and someone to take pictures of it."""
+
+    mujoco: Any
+    model: Any
+    data: Any
+    rest: np.ndarray
+    photographer: Photographer
+
+
+def moments(scene: Scene, rng: np.random.Generator, count: int) -> Iterator[Any]:
+    """Place objects and arms, and move from target to target; yields MuJoCo's data at `count` moments."""
+    model, data, rest = scene.model, scene.data, scene.rest
+    scene.mujoco.mj_resetData(model, data)
+    data.qpos[: 2 * ARM_JOINTS] = rest
+    objects = []
+    for first in range(2 * ARM_JOINTS, model.nq, 7):
+        place = np.array([rng.uniform(-0.25, 0.25), rng.uniform(0.35, 0.65)])
+        yaw = rng.uniform(-np.pi, np.pi) if rng.random() < 0.5 else rng.normal() * 0.2
+        data.qpos[first : first + 7] = [*place, 0.05, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
+        objects.append(place)
+    data.ctrl[:] = rest
+    for _ in range(count):
+        target = rest + 0.0
+        for arm in range(2):
+            thing = objects[rng.integers(len(objects))]
+            target[arm * ARM_JOINTS : (arm + 1) * ARM_JOINTS] = _target(rng, arm, thing)
+        steps = rng.integers(1, TIMESTEPS + 1)
+        for step in range(steps):
+            data.ctrl[:] += (target - data.ctrl) / (steps - step)
+            scene.mujoco.mj_step(model, data)
+        yield data
 
 
 def _target(rng: np.random.Generator, arm: int, thing: np.ndarray) -> np.ndarray:
@@ -129,12 +147,12 @@ def random_view(rng: np.random.Generator) -> View:
     return View(CAMERA if kind < 0.8 else other, move, turn)
 
 
-_open: dict[str, tuple[Any, Any, Any, np.ndarray, Photographer]] = {}
+_open: dict[str, Scene] = {}
 
 
-def _scene(scene: str) -> tuple[Any, Any, Any, np.ndarray, Photographer]:
-    """MuJoCo, model, data, the arms at rest, and someone to take pictures; one scene at a time."""
-    if scene not in _open:
+def scene(name: str) -> Scene:
+    """One at a time."""
+    if name not in _open:
         # Closed before the next is made: a rendering context that goes later would take the next one's textures.
         close_scene()
         mujoco = import_mujoco()
@@ -144,13 +162,13 @@ def _scene(scene: str) -> tuple[Any, Any, Any, np.ndarray, Photographer]:
             raise DistillError(
                 f"{error}. Install ALOHA with: pip install 'lerobot_policy_theia[aloha]'"
             ) from error
-        model = mujoco.MjModel.from_xml_path(str(ASSETS_DIR / SCENES[scene]))
+        model = mujoco.MjModel.from_xml_path(str(ASSETS_DIR / SCENES[name]))
         rest = np.array(START_ARM_POSE, dtype=np.float64)
-        _open[scene] = (mujoco, model, mujoco.MjData(model), rest, Photographer(model, IMAGE_SHAPE))
-    return _open[scene]
+        _open[name] = Scene(mujoco, model, mujoco.MjData(model), rest, Photographer(model, IMAGE_SHAPE))
+    return _open[name]
 
 
 def close_scene() -> None:
-    for *_, photographer in _open.values():
-        photographer.close()
+    for opened in _open.values():
+        opened.photographer.close()
     _open.clear()
